@@ -1,0 +1,3 @@
+//! The kiln program: configuration, telemetry, commands.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Tensor operations with forward, backward and a plain CPU reference.

@@ -1,0 +1,1 @@
+//! LTX-2.3, named as in the checkpoint.

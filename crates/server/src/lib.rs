@@ -1,0 +1,1 @@
+//! The HTTP face: fal's wire protocol over the job table.

@@ -1,0 +1,1 @@
+//! What a training request is: modes, fields, rules, plan. Pure data.

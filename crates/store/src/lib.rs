@@ -1,0 +1,1 @@
+//! Everything kiln keeps in Postgres.

@@ -1,0 +1,1 @@
+//! Helpers for tests: private Postgres, clocks, fake receivers. Never in a shipped build.

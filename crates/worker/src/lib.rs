@@ -1,0 +1,1 @@
+//! Claims a job and walks it through its stages.

@@ -1,0 +1,1 @@
+//! Comparison with the reference tensors; the suites live beside this file.

@@ -1,0 +1,1 @@
+//! Suites over the whole service live beside this file, one binary each.

@@ -1,0 +1,44 @@
+# The project's commands. Each does its own set-up: `make test` on a fresh Debian or Ubuntu with a
+# Rust toolchain needs nothing else (scripts/setup.sh installs the system packages).
+#
+# CARGO_TARGET_DIR is honoured; set NEXTEST=0 to run the tests with `cargo test`.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+NEXTEST ?= $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo 1 || echo 0)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check fmt clippy policy doc test bench-queue
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+setup: ## install what is missing (Debian, Ubuntu); says what is missing elsewhere
+	@scripts/setup.sh
+
+check: setup fmt clippy policy doc ## formatting, lints, dependency policy, documentation
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+# Licences, banned crates and sources of every dependency, as deny.toml says.
+policy:
+	$(CARGO) test --locked --quiet -p kiln-policy
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+
+test: setup ## every test
+ifeq ($(NEXTEST),1)
+	$(CARGO) nextest run --locked --workspace --no-fail-fast
+	$(CARGO) test --locked --workspace --doc --no-fail-fast
+else
+	$(CARGO) test --locked --workspace --no-fail-fast
+endif
+
+bench-queue: setup ## durable submits, status reads and claims against a real server and Postgres
+	$(CARGO) build --locked --release -p kiln-cli
+	$(CARGO) bench --locked -p kiln-tests --bench queue

@@ -111,7 +111,7 @@ impl ValidationItem {
 
 /// A checked request. Fields as in the request; those a mode does not take are `None`.
 ///
-/// Made by parsing a request only, so its values obey every rule that needs no data.
+/// Made by [`crate::parse`] or [`crate::parse_body`] only, so its values obey every rule that needs no data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSpec {

@@ -1,1 +1,3 @@
 //! Helpers for tests: private Postgres, clocks, fake receivers. Never in a shipped build.
+
+pub mod pg;

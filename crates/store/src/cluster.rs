@@ -75,7 +75,9 @@ pub enum Error {
         folder: PathBuf,
     },
     /// Another process has been starting or stopping the server for too long.
-    #[error("another kiln process has been starting or stopping the database for {seconds} s ({lock} is held)")]
+    #[error(
+        "another kiln process has been starting or stopping the database for {seconds} s ({lock} is held)"
+    )]
     Busy {
         /// The lock file.
         lock: PathBuf,

@@ -101,6 +101,7 @@ pub struct Listed {
 
 /// What deleting payloads came to.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one per answer, never many in memory")]
 pub enum Deletion {
     /// Done; the request answers as unknown from now on.
     Deleted {
@@ -260,7 +261,8 @@ impl ListRow {
             .then(|| read_answer(self.id, self.outcome.as_deref(), self.failure.as_deref()))
             .transpose()?;
         let input = self.input.map(|text| read_json("input", self.id, &text)).transpose()?;
-        let inference_seconds = self.started_at.zip(self.finished_at).map(|(from, to)| seconds_between(from, to));
+        let inference_seconds =
+            self.started_at.zip(self.finished_at).map(|(from, to)| seconds_between(from, to));
         Ok(Listed {
             id: self.id,
             path: self.path,

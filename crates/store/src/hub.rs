@@ -54,7 +54,9 @@ impl Hub {
         loop {
             match self.listen_once(&pool, &mut pause).await {
                 Ok(()) => tracing::info!("the notification connection was closed: opening it again"),
-                Err(error) => tracing::warn!(%error, "the notification connection was lost: opening it again"),
+                Err(error) => {
+                    tracing::warn!(%error, "the notification connection was lost: opening it again");
+                }
             }
             tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(Duration::from_secs(2));

@@ -144,6 +144,7 @@ pub struct Log {
 
 /// How a job ended, if it has.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one per answer, never many in memory")]
 pub enum Answer {
     /// Not yet.
     Pending,
@@ -259,7 +260,14 @@ pub(crate) struct End {
 impl End {
     pub(crate) fn completed(outcome: &Outcome) -> Self {
         let outcome = Some(json_text(outcome));
-        Self { state: State::Completed, http_status: 200, outcome, failure: None, error: None, error_type: None }
+        Self {
+            state: State::Completed,
+            http_status: 200,
+            outcome,
+            failure: None,
+            error: None,
+            error_type: None,
+        }
     }
 
     pub(crate) fn failed(failure: &Failure) -> Self {
@@ -423,7 +431,8 @@ impl StatusReader {
                 let lines = lines.get(&query.id).map_or(&[][..], Vec::as_slice);
                 let mut status = row.status(positions.get(&query.id).copied());
                 if let Some(after) = query.after {
-                    let logs: Vec<Log> = lines.iter().filter(|line| line.seq > after).map(EventRow::log).collect();
+                    let logs: Vec<Log> =
+                        lines.iter().filter(|line| line.seq > after).map(EventRow::log).collect();
                     status.last_seq = logs.last().map_or(status.last_seq, |log| log.seq.max(status.last_seq));
                     status.logs = Some(logs);
                 }
@@ -441,7 +450,8 @@ impl StatusRow {
             done: self.phase_done.unsigned_abs(),
             total: self.phase_total.unsigned_abs(),
         });
-        let inference_seconds = self.started_at.zip(self.finished_at).map(|(from, to)| seconds_between(from, to));
+        let inference_seconds =
+            self.started_at.zip(self.finished_at).map(|(from, to)| seconds_between(from, to));
         Status {
             id: self.id,
             path: self.path.clone(),

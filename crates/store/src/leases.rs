@@ -281,7 +281,11 @@ impl Store {
         if self.requeue(lease, false).await? {
             return Ok(());
         }
-        if self.renew(lease).await?.cancel_requested { self.cancelled(lease).await } else { Err(Error::LeaseLost) }
+        if self.renew(lease).await?.cancel_requested {
+            self.cancelled(lease).await
+        } else {
+            Err(Error::LeaseLost)
+        }
     }
 
     async fn requeue(&self, lease: &Lease, death: bool) -> Result<bool, Error> {

@@ -122,7 +122,8 @@ impl Queue {
         let departures = self.departures.load(Ordering::Acquire);
         let copy = match slot.take() {
             Some(mut copy) if copy.departures == departures && copy.read.elapsed() < copy.keep => {
-                let last = copy.waiting.iter().filter_map(|list| list.last()).max().copied().unwrap_or(i64::MIN);
+                let last =
+                    copy.waiting.iter().filter_map(|list| list.last()).max().copied().unwrap_or(i64::MIN);
                 if copy.arrivals != arrivals || newest > last {
                     copy.arrivals = arrivals;
                     for (priority, seq) in waiting_since(pool, path, last).await? {

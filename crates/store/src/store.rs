@@ -89,8 +89,10 @@ impl Store {
         let caches = Caches { positions: positions.clone(), keys: keys.clone() };
         let hub = Arc::new(Hub::new(options.poll, Box::new(caches)));
         let listening = tokio::spawn(hub.clone().listen(listen_pool.clone()));
-        let submitter = Submitter { pool: pool.clone(), positions: positions.clone(), patience: options.patience };
-        let reader = StatusReader { pool: pool.clone(), positions: positions.clone(), patience: options.patience };
+        let submitter =
+            Submitter { pool: pool.clone(), positions: positions.clone(), patience: options.patience };
+        let reader =
+            StatusReader { pool: pool.clone(), positions: positions.clone(), patience: options.patience };
         let submits = Batcher::new(
             Limits { parallel: 2, items: 256, weight: 8 << 20 },
             Submission::weight,
@@ -161,8 +163,10 @@ impl Store {
     /// [`Error::Unavailable`].
     pub async fn database_version(&self) -> Result<String, Error> {
         let ask = || {
-            sqlx::query_scalar("/* database_version */ select 'PostgreSQL ' || current_setting('server_version')")
-                .fetch_one(&self.inner.pool)
+            sqlx::query_scalar(
+                "/* database_version */ select 'PostgreSQL ' || current_setting('server_version')",
+            )
+            .fetch_one(&self.inner.pool)
         };
         self.persist(ask).await
     }

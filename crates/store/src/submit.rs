@@ -105,7 +105,11 @@ impl Store {
     /// [`Error::Unavailable`]: whether the request was stored is unknown; the caller must not report it as accepted.
     pub async fn submit(&self, job: NewJob) -> Result<Submitted, Error> {
         let submission = Submission::new(job, self.inner.options.max_attempts);
-        self.inner.submits.call(submission).await.unwrap_or(Err(Error::Unavailable(sqlx::Error::WorkerCrashed)))
+        self.inner
+            .submits
+            .call(submission)
+            .await
+            .unwrap_or(Err(Error::Unavailable(sqlx::Error::WorkerCrashed)))
     }
 }
 
@@ -154,7 +158,11 @@ impl Submission {
             key_id: job.key_id,
             start_timeout_seconds: start_timeout.map(|timeout| timeout.as_secs_f64()),
             max_queue_length: job.max_queue_length,
-            max_attempts: if job.no_retry { 1 } else { i32::try_from(max_attempts).unwrap_or(i32::MAX).max(1) },
+            max_attempts: if job.no_retry {
+                1
+            } else {
+                i32::try_from(max_attempts).unwrap_or(i32::MAX).max(1)
+            },
             store_io: job.store_io,
             lifecycle: job.lifecycle.as_ref().map(json_text),
             tags: job.tags.as_deref().map(clean),
@@ -320,6 +328,7 @@ async fn insert_jobs(pool: &PgPool, batch: &[&Submission]) -> Result<Vec<Inserte
 }
 
 async fn existing_jobs(pool: &PgPool, ids: Vec<Uuid>) -> Result<Vec<Inserted>, sqlx::Error> {
-    const SQL: &str = "/* existing_jobs */ select id, seq, path, priority, state from jobs where id = any($1)";
+    const SQL: &str =
+        "/* existing_jobs */ select id, seq, path, priority, state from jobs where id = any($1)";
     sqlx::query_as(SQL).bind(ids).fetch_all(pool).await
 }

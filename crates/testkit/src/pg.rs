@@ -147,7 +147,9 @@ impl SharedServer {
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
             let Ok(lock) = open(&entry.path()) else { continue };
             if lock.try_lock().is_ok() {
-                ensure!(name.starts_with("t_") && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
+                ensure!(
+                    name.starts_with("t_") && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+                );
                 admin.execute(AssertSqlSafe(format!("drop database if exists {name} with (force)"))).await?;
                 fs::remove_file(entry.path()).ok();
             }

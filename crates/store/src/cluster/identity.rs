@@ -38,7 +38,11 @@ impl Identity {
 
     /// Makes the command run as this user, with nothing of kiln's environment: it may hold secrets.
     pub(super) fn apply(&self, command: &mut Command) {
-        command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LC_ALL", "C").stdin(Stdio::null());
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null());
         if let Some((uid, gid)) = self.drop_to {
             command.uid(uid).gid(gid);
         }

@@ -55,7 +55,11 @@ impl Server {
         if let Some((uid, gid)) = identity.drop_to {
             chown(&folder, Some(uid), Some(gid)).map_err(Error::io(&folder))?;
             let mut probe = Command::new("sh");
-            probe.args(["-c", "cd \"$0\" && test -w ."]).arg(&folder).stdout(Stdio::null()).stderr(Stdio::null());
+            probe
+                .args(["-c", "cd \"$0\" && test -w ."])
+                .arg(&folder)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
             identity.apply(&mut probe);
             probe.current_dir("/");
             if !probe.status().is_ok_and(|status| status.success()) {
@@ -95,7 +99,9 @@ impl Server {
         let host: String = sockets
             .bytes()
             .map(|b| match b {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'/' => char::from(b).to_string(),
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'/' => {
+                    char::from(b).to_string()
+                }
                 other => format!("%{other:02X}"),
             })
             .collect();
@@ -217,7 +223,8 @@ impl Server {
             "max_connections=300".to_owned(),
         ];
         if !self.durable {
-            settings.extend(["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(str::to_owned));
+            settings
+                .extend(["fsync=off", "synchronous_commit=off", "full_page_writes=off"].map(str::to_owned));
         }
         settings.extend(self.settings.iter().cloned());
         settings.iter().map(|s| format!("-c {} ", shell_quote(s))).collect()

@@ -2,7 +2,8 @@
 //!
 //! The 23 trainer paths are rows of one table ([`modes`]); every row names its streams' roles and conditions, its
 //! dataset layout, its adapter targets, its request fields and what a preview of it needs. Parsing
-//! ([`parse`], [`parse_body`]), the published schemas and `docs/MODES.md` are made from that table, so a fact about a mode is written down once.
+//! ([`parse`], [`parse_body`]), the published schemas ([`schema`]) and `docs/MODES.md` are made from that table, so a
+//! fact about a mode is written down once.
 //!
 //! Main types: [`Mode`], [`Field`], [`TrainSpec`] (a checked request), [`Problem`] (one thing wrong with it, in fal's
 //! words), [`Failure`] (how a request ended badly), [`Outcome`] (how it ended well), [`event`] (what happens between).
@@ -24,6 +25,7 @@ mod outcome;
 mod parse;
 mod problem;
 mod rules;
+pub mod schema;
 mod train_spec;
 
 pub use condition::Condition;

@@ -1,0 +1,1 @@
+//! How close is close: comparing tensors and checking gradients.

@@ -112,6 +112,7 @@ pub fn max(x: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd_fn;
 
     simd_fn! {
         fn exp_all(x: &[f32], y: &mut [f32]) {

@@ -17,6 +17,9 @@ use serde_json::{Map, Value, json};
 /// The most validation items a request may have: previews cost time at every round.
 pub const MAX_VALIDATION_ITEMS: usize = 64;
 
+/// The most problems one answer holds.
+const MAX_PROBLEMS: usize = 500;
+
 /// Reads a request body.
 ///
 /// `None` and an empty body are an absent one.
@@ -52,14 +55,12 @@ pub fn read_json(bytes: &[u8]) -> Result<Value, Problems> {
     })
 }
 
-/// Character offset of an error that only `serde_json` sees (`NaN`, numbers too large, depth, lone surrogates).
+/// Character offset of an error that only `serde_json` sees (`NaN`, numbers too large, depth, lone surrogates): it counts
+/// lines and bytes within a line.
 fn offset_of(text: &str, error: &serde_json::Error) -> usize {
-    let before: usize = text
-        .split_inclusive('\n')
-        .take(error.line().saturating_sub(1))
-        .map(|line| line.chars().count())
-        .sum();
-    before + error.column().saturating_sub(1)
+    let lines: usize = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
+    let byte = lines + error.column().saturating_sub(1);
+    text.char_indices().take_while(|(at, _)| *at < byte).count()
 }
 
 /// Its message without the position.
@@ -88,11 +89,22 @@ pub fn parse(mode: &'static Mode, body: &Value) -> Result<TrainSpec, Problems> {
     let mut sound = fields(mode.fields(), object, body, &mut at, |value, at| items(mode, value, at));
     rules::check(mode, &sound, object, &mut problems);
     if !problems.is_empty() {
-        return Err(Problems(problems));
+        return Err(Problems(at_most(MAX_PROBLEMS, problems)));
     }
     sound.insert("path".to_owned(), mode.path.into());
     Ok(serde_json::from_value(Value::Object(sound))
         .expect("invariant: TrainSpec has the field table's fields"))
+}
+
+/// The first problems, and how many there are besides: no request needs to hear of thousands.
+fn at_most(limit: usize, mut problems: Vec<Problem>) -> Vec<Problem> {
+    let more = problems.len().saturating_sub(limit);
+    if more > 0 {
+        problems.truncate(limit);
+        let msg = format!("{more} more problems are left out of this answer");
+        problems.push(Problem::value_error(vec!["body".into()], msg, &Value::Null));
+    }
+    problems
 }
 
 fn object<'v>(value: &'v Value, at: &mut At<'_>) -> Option<&'v Map<String, Value>> {

@@ -172,6 +172,9 @@ fn a_body_that_is_absent_or_no_json_says_where() {
     assert_eq!(nan[0]["type"], "json_invalid");
     assert_eq!(nan[0]["loc"], json!(["body", 18]));
     assert_eq!(detail(Some(b"{\"a\": \"\xff\"}"))[0]["ctx"]["error"], "Body is not UTF-8");
+    let surrogate = detail(Some("{\n\"ééé\": \"\\ud800\"}".as_bytes()));
+    assert_eq!(surrogate[0]["type"], "json_invalid");
+    assert!((9..17).contains(&surrogate[0]["loc"][1].as_u64().unwrap()), "{surrogate}");
     let deep = vec![b'['; 100_000];
     assert_eq!(detail(Some(&deep))[0]["type"], "json_invalid");
 }
@@ -187,6 +190,12 @@ fn an_address_must_be_one_that_can_be_fetched() {
     for url in ["HTTPS://a/b", "http://127.0.0.1:9/x", "data:application/zip;base64,UEsFBg=="] {
         assert_eq!(accepted("t2v", json!({ "training_data_url": url })).training_data_url, url);
     }
+}
+
+#[test]
+fn a_rank_may_be_spelled_as_fals_page_spells_it() {
+    assert_eq!(accepted("t2v", json!({ "rank": "64" })).rank, 64);
+    assert_eq!(problems("t2v", json!({ "rank": "65" }))[0]["type"], "literal_error");
 }
 
 #[test]
@@ -345,6 +354,15 @@ fn lists_have_a_limit_and_echoes_stay_small() {
     assert_eq!(detail[0]["ctx"], json!({ "max_length": 64 }));
     let ranges = json!({ "validation": [{ "prompt": "a", "audio_url": URL, "time_ranges": vec![json!([1]); 100_000] }] });
     assert_eq!(problems("audio-inpaint", ranges)[0]["type"], "sequence_too_long");
+
+    assert!(mode("t2v").field("validation").unwrap().text.contains(&spec::MAX_VALIDATION_ITEMS.to_string()));
+
+    // nor does an answer hold thousands of problems
+    let bad = vec![json!(["x", "y"]); 1000];
+    let item = json!({ "prompt": "a", "audio_url": URL, "time_ranges": bad });
+    let detail = problems("audio-inpaint", json!({ "validation": vec![item; 64] }));
+    assert_eq!(detail.as_array().unwrap().len(), 501);
+    assert_eq!(detail[500]["msg"], "Value error, 127500 more problems are left out of this answer");
 
     // an archive in the body does not come back with every problem
     let archive = format!("data:application/zip;base64,{}", "A".repeat(1_000_000));

@@ -2,8 +2,10 @@
 //!
 //! Source: pydantic-core 2.50 behaviour (`tests/golden/pydantic.json` was recorded from it).
 
+use crate::echo::echo;
+use crate::fal_error::FalError;
 use crate::field::{Field, Kind};
-use crate::problem::{FalError, Loc, Problem, echo};
+use crate::problem::{Loc, Problem};
 use serde_json::{Number, Value};
 
 /// Where a value stands and where its problems go.

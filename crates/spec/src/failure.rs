@@ -1,6 +1,7 @@
 //! How a request ended badly, and what that looks like on the wire: status, body, headers, words.
 
-use crate::problem::{FalError, Problem, Problems};
+use crate::fal_error::FalError;
+use crate::problem::{Problem, Problems};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt;

@@ -13,8 +13,10 @@
 
 mod coerce;
 pub mod condition;
+mod echo;
 pub mod event;
 mod failure;
+mod fal_error;
 pub mod field;
 pub mod geometry;
 mod json_error;
@@ -31,13 +33,14 @@ mod train_spec;
 pub use condition::Condition;
 pub use event::{Level, LogLine, Phase, Progress};
 pub use failure::{Failure, RequestErrorKind};
+pub use fal_error::FalError;
 pub use field::Field;
 pub use layout::Layout;
 pub use mode::{Mode, Preview, PreviewOutput, Role, Rule, Targets};
 pub use modes::{find, modes};
 pub use outcome::{File, Outcome};
 pub use parse::{MAX_VALIDATION_ITEMS, parse, parse_body, read_json};
-pub use problem::{FalError, Loc, Problem, Problems, at};
+pub use problem::{Loc, Problem, Problems, at};
 pub use train_spec::{AspectRatio, Resolution, TrainSpec, ValidationItem};
 
 /// Owner segment of every endpoint id.

@@ -8,6 +8,7 @@
 //! no devices: the ops of `kernels` dispatch. A builder asks for tensors and computes nothing, so that it can be
 //! walked without weights.
 
+pub mod audio_vae;
 pub mod checkpoint;
 mod config;
 mod error;

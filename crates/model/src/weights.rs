@@ -137,7 +137,27 @@ impl Weights {
         shape: impl Into<Shape>,
         change: impl FnOnce(Tensor) -> candle_core::Result<Tensor>,
     ) -> Result<Tensor> {
-        let tensor = self.tensor(name, shape)?;
+        self.changed(self.tensor(name, shape)?, change)
+    }
+
+    /// [`Self::stored`] followed by `change`, as [`Self::tensor_then`].
+    ///
+    /// # Errors
+    /// As [`Self::tensor`], and what `change` reports.
+    pub fn stored_then(
+        &self,
+        name: &str,
+        shape: impl Into<Shape>,
+        change: impl FnOnce(Tensor) -> candle_core::Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.changed(self.stored(name, shape)?, change)
+    }
+
+    fn changed(
+        &self,
+        tensor: Tensor,
+        change: impl FnOnce(Tensor) -> candle_core::Result<Tensor>,
+    ) -> Result<Tensor> {
         match &*self.source {
             Source::Recording { .. } => Ok(tensor),
             _ => Ok(change(tensor)?),

@@ -152,7 +152,7 @@ impl Store {
                 select id from jobs
                 where not store_io and finished_at is not null and deleted_at is null
                     and finished_at < kiln_now() - make_interval(secs => $1)
-                    and not exists (select from webhook_deliveries where job_id = id and state = 'pending')
+                    and not exists (select from webhook_deliveries where job_id = jobs.id and state = 'pending')
                 limit $2 for update skip locked
             ), lines as (
                 delete from job_events using old where job_id = old.id

@@ -64,8 +64,9 @@ create table jobs (
 
     -- what the worker is doing (spec::Phase); null before the first report of an attempt
     phase text,
-    -- units of the phase (clips, steps, files) done and in all; a total of 0 is not known yet
+    -- units of the phase (clips, steps, files) that are done
     phase_done bigint not null default 0,
+    -- units of the phase in all; 0 when not known yet
     phase_total bigint not null default 0,
     -- number of log lines so far, over all attempts; the next line is numbered one higher
     last_seq bigint not null default 0,
@@ -126,6 +127,7 @@ create index jobs_created on jobs (created_at, id);
 create index jobs_finished on jobs (finished_at) where finished_at is not null;
 
 create table job_events (
+    -- whose line it is
     job_id uuid not null references jobs on delete cascade,
     -- 1, 2, 3 … per job, over all attempts
     seq bigint not null,
@@ -143,6 +145,7 @@ create table job_events (
 );
 
 create table webhook_deliveries (
+    -- order of the deliveries
     id bigint generated always as identity primary key,
     -- one delivery for each job that has a webhook, written in the transaction that made the job final
     job_id uuid not null unique references jobs on delete cascade,

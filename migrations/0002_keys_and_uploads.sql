@@ -7,6 +7,7 @@ create table api_keys (
     name text not null,
     -- SHA-256 of the secret, which itself is 256 random bits and kept nowhere
     secret_hash bytea not null check (octet_length(secret_hash) = 32),
+    -- when it was made
     created_at timestamptz not null,
     -- roughly: written at most once a minute by each server
     last_used_at timestamptz,
@@ -27,21 +28,27 @@ create table signing_keys (
     kid text primary key,
     -- Ed25519 seed; whoever reads it can sign webhooks in this installation's name
     seed bytea not null check (octet_length(seed) = 32),
+    -- when it was made; the newest key signs
     created_at timestamptz not null
 );
 
 create table secrets (
     -- what it is for ("tokens")
     name text primary key,
+    -- 32 random bytes
     value bytea not null check (octet_length(value) = 32),
+    -- when it was made
     created_at timestamptz not null
 );
 
 create table uploads (
+    -- part of the upload's address
     id uuid primary key,
     -- where the object store keeps the bytes
     object_key text not null unique,
+    -- the client's name for the file, sanitised
     file_name text not null,
+    -- MIME type that the file is served with
     content_type text not null,
     -- open until the last byte is stored
     state text not null default 'open' check (state in ('open', 'complete')),
@@ -55,7 +62,9 @@ create table uploads (
     key_id text,
     -- who may read it, as the client asked (X-Fal-Object-Lifecycle: initial_acl)
     acl json,
+    -- when it began
     created_at timestamptz not null,
+    -- when the last byte was stored
     completed_at timestamptz,
     -- an open upload is given up, a complete file is deleted, at this moment; null: kept
     expires_at timestamptz,

@@ -238,7 +238,7 @@ impl Store {
             with old as (
                 select id from jobs
                 where finished_at < kiln_now() - make_interval(secs => $1)
-                    and not exists (select from webhook_deliveries where job_id = id and state = 'pending')
+                    and not exists (select from webhook_deliveries where job_id = jobs.id and state = 'pending')
                 order by finished_at limit $2 for update skip locked
             )
             delete from jobs using old where jobs.id = old.id returning jobs.id, outcome::text";

@@ -121,9 +121,12 @@ impl Store {
     async fn migrate_with(connect: &PgConnectOptions, options: &Options) -> Result<Migrated, Error> {
         // Only finding the server is repeated: a migration that fails is a matter for the operator.
         let mut connection = persist(options.patience, || PgConnection::connect_with(connect)).await?;
+        // The same lock that the run takes once more: it is the session's, and counted.
+        connection.lock().await?;
         let before = applied(&mut connection).await?;
         MIGRATIONS.run(&mut connection).await?;
         let after = applied(&mut connection).await?;
+        // Closing the session gives the lock back, as every error above does.
         connection.close().await?;
         let version = after.last().copied().unwrap_or_default();
         Ok(Migrated { applied: after.into_iter().filter(|v| !before.contains(v)).collect(), version })
@@ -208,6 +211,13 @@ impl Store {
 }
 
 fn connect_options(url: &str, options: &Options) -> Result<PgConnectOptions, Error> {
+    // The parser takes any scheme; only one kind of database is meant.
+    if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+        let form = "postgres://user:password@host/database";
+        return Err(Error::Config(format!(
+            "the database's address cannot be used: it must look like {form}"
+        )));
+    }
     let connect = PgConnectOptions::from_str(url)
         .map_err(|e| Error::Config(format!("the database's address cannot be used: {e}")))?;
     let settings = options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));

@@ -107,7 +107,9 @@ impl SharedServer {
             durable: false,
             stop_when_last: false,
             watch: false,
-            settings: vec!["shared_buffers=64MB".to_owned(), "max_wal_size=256MB".to_owned()],
+            settings: ["shared_buffers=64MB", "max_wal_size=256MB", "autovacuum=off"]
+                .map(str::to_owned)
+                .to_vec(),
             ..Options::new(&folder)
         })
         .await

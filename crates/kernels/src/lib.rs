@@ -5,7 +5,7 @@
 //! and its matrix product also computes the gradient of a frozen weight.
 //!
 //! Main types: [`FrozenWeight`] (the only one that knows how a base weight is stored), [`FrozenLinear`]
-//! and [`Adapter`], [`Modulation`], [`Rope`], [`Attention`] with [`Mask`]. The rest are functions.
+//! and [`Adapter`], [`Modulation`], [`Rope`], [`Attention`] with [`Mask`], [`Conv3d`]. The rest are functions.
 //!
 //! Conventions:
 //! * Heads are runs of the last axis, [B, T, H·D]: what a linear layer writes and the next one reads.
@@ -35,12 +35,15 @@ pub use ops::attention::{Attention, Mask, attention};
 pub use ops::column_sums::column_sums;
 pub use ops::conv1d::{Walk1d, conv_transpose1d, conv1d};
 pub use ops::conv2d::{Walk2d, conv2d};
+pub use ops::conv3d::{Conv3d, Padding, Walk3d};
 pub use ops::feed_forward::feed_forward;
 pub use ops::gated_heads::gated_heads;
 pub use ops::linear::{Adapter, FrozenLinear, frozen_linear, lora_linear};
 pub use ops::modulate::{Modulation, gate_residual, modulate};
 pub use ops::norm::{layer_norm, layer_norm_modulate, rms_norm, rms_norm_modulate, rms_norm_rope};
+pub use ops::rms_norm_silu::rms_norm_silu;
 pub use ops::rope::{Precision, Rope, rope, rope_grid};
 pub use ops::snake::{SNAKE_TAPS, Snake, snake};
 pub use ops::softmax::softmax_last_dim;
+pub use ops::space_depth::{depth_to_space, patchify, space_to_depth_add_mean, unpatchify};
 pub use ops::velocity_loss::{velocity_loss, velocity_loss_per_sample};

@@ -52,6 +52,9 @@ pub enum Error {
         /// Expected and found.
         problem: String,
     },
+    /// The caller asked to stop: drop what was begun.
+    #[error("stopped on request")]
+    Stopped,
     /// The tensor library refused an operation.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -12,6 +12,7 @@ pub mod audio_vae;
 pub mod checkpoint;
 mod config;
 mod error;
+pub mod video_vae;
 mod weights;
 
 pub use checkpoint::{Checkpoint, Component};

@@ -1,0 +1,93 @@
+//! Puts a job into the queue and answers at once.
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::Value;
+use spec::{Failure, Mode};
+use store::{NewJob, Priority, Submitted, Work};
+
+use super::find_mode;
+use crate::error::Error;
+use crate::params::{self, SubmitParams};
+use crate::route::Endpoint;
+use crate::wire::{self, StatusDocument};
+use crate::{Call, body};
+
+/// A body beyond this size is parsed on a thread of its own, so that it holds up nobody's status.
+const PARSED_INLINE_BYTES: usize = 64 << 10;
+
+pub(crate) async fn submit(call: &Call<'_>, endpoint: &Endpoint, body: Body) -> Result<Response, Error> {
+    let mode = find_mode(endpoint)?;
+    let params = params::submit(call.query, call.headers)?;
+    let Prepared { job, .. } = prepare(call, mode, params, body).await?;
+    let position = commit(call, job).await?;
+    Ok(wire::json(StatusCode::OK, &StatusDocument::submitted(&call.origin(), call.request_id, position)))
+}
+
+/// A job that is ready to be committed.
+pub(super) struct Prepared {
+    pub(super) job: NewJob,
+    /// What is wrong with its input. Such a job is born with this failure and never waits.
+    pub(super) failure: Option<Failure>,
+}
+
+/// Reads the body and makes a job of it, under the request's own id. An invalid input makes a job too.
+pub(super) async fn prepare(
+    call: &Call<'_>,
+    mode: &'static Mode,
+    params: SubmitParams,
+    body: Body,
+) -> Result<Prepared, Error> {
+    let body = body::read(body, call.app.options.body_limit).await?;
+    let (input, parsed) = if body.len() <= PARSED_INLINE_BYTES {
+        parse(mode, &body)
+    } else {
+        tokio::task::spawn_blocking(move || parse(mode, &body))
+            .await
+            .map_err(|error| Error::Bug(format!("parsing a request failed: {error}")))?
+    };
+    let failure = parsed.as_ref().err().cloned();
+    let work = match parsed {
+        Ok(spec) => Work::Run(Box::new(spec)),
+        Err(failure) => Work::BornFailed(failure),
+    };
+    let job = NewJob {
+        priority: if params.low_priority { Priority::Low } else { Priority::Normal },
+        input,
+        webhook_url: params.webhook,
+        key_id: call.caller.key_id().map(str::to_owned),
+        start_timeout: params.start_within,
+        max_queue_length: params.max_queue_length,
+        no_retry: params.no_retry,
+        store_io: params.store_io,
+        lifecycle: params.lifecycle,
+        tags: params.tags,
+        runner_hint: params.runner_hint,
+        ..NewJob::new(call.request_id, mode.path, work)
+    };
+    Ok(Prepared { job, failure })
+}
+
+/// Commits the job and gives its place in the queue, if it waits in one.
+pub(super) async fn commit(call: &Call<'_>, job: NewJob) -> Result<Option<u64>, Error> {
+    let path = job.path.clone();
+    match call.store().submit(job).await? {
+        Submitted::Accepted { position } => {
+            tracing::info!(job_id = %call.request_id, path, key_id = call.caller.key_id(), position, "accepted");
+            Ok(position)
+        }
+        Submitted::QueueFull { waiting } => Err(Error::QueueFull(waiting)),
+    }
+}
+
+/// The body as JSON, whatever its content type says, and what it asks for or what is wrong with it.
+fn parse(mode: &'static Mode, body: &Bytes) -> (Option<Value>, Result<spec::TrainSpec, Failure>) {
+    let input: Option<Value> = serde_json::from_slice(body).ok();
+    let parsed = match &input {
+        Some(input) => spec::parse(mode, input),
+        None => spec::parse_body(mode, (!body.is_empty()).then_some(body.as_ref())),
+    };
+    (input, parsed.map_err(Failure::from))
+}

@@ -6,6 +6,13 @@ create function kiln_now() returns timestamptz
     language sql stable parallel safe
 as $$ select coalesce(nullif(current_setting('kiln.now', true), '')::timestamptz, now()) $$;
 
+-- When the database came up: until a lease's time after that, no worker could have renewed, so none is held to be
+-- dead. Under a fixed clock it has always been up.
+create function kiln_started() returns timestamptz
+    language sql stable parallel safe
+as $$ select case when nullif(current_setting('kiln.now', true), '') is null
+              then pg_postmaster_start_time() else '-infinity'::timestamptz end $$;
+
 create table jobs (
     -- the request id that clients see; one for all attempts
     id uuid primary key,

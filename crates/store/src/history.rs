@@ -157,6 +157,17 @@ impl Store {
                 and ($8::uuid is null or id = $8)
                 and (created_at, id) < (coalesce($9, 'infinity'), coalesce($10, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
             order by created_at desc, id desc limit $11";
+        let mut filter = filter;
+        if let Some(id) = filter.request_id {
+            // The moment bounds the walk through the history, which goes by time.
+            const MOMENT: &str = "/* list_moment */ select created_at from jobs where id = $1";
+            let moment: Option<DateTime<Utc>> =
+                self.persist(|| sqlx::query_scalar(MOMENT).bind(id).fetch_optional(self.pool())).await?;
+            let Some(moment) = moment else { return Ok(Page { items: Vec::new(), next_cursor: None }) };
+            let next = moment + chrono::TimeDelta::microseconds(1);
+            filter.from = Some(filter.from.map_or(moment, |from| from.max(moment)));
+            filter.until = Some(filter.until.map_or(next, |until| until.min(next)));
+        }
         let after = filter.cursor.as_deref().map(read_cursor).transpose()?;
         let (least, most) = match filter.kind {
             None => (0_i16, 999),

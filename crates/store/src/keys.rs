@@ -100,8 +100,7 @@ impl Store {
     ///
     /// [`Error::Unavailable`].
     pub async fn create_first_key(&self, name: &str) -> Result<Option<NewKey>, Error> {
-        // The lock is released with the statement's transaction; who waited for it sees the other's key, since a
-        // function in `from` runs under the statement's snapshot but `exists` is asked in the second statement.
+        // Whoever waited for the lock sees the other's key: the second statement has a snapshot of its own.
         const LOCK: &str = "/* create_first_key */ lock table api_keys in share row exclusive mode";
         const SQL: &str = "/* create_first_key */
             insert into api_keys (id, name, secret_hash, created_at)

@@ -82,6 +82,13 @@ impl Positions {
             let mut copy = queue.copy.lock().await;
             let newest = indices.iter().map(|&i| places[i].seq).max().unwrap_or_default();
             let copy = queue.refresh(pool, path, newest, &mut copy).await?;
+            // Rows can become visible out of order, and then the copy went past them. Whoever is asked about waits.
+            for &index in &indices {
+                let list = &mut copy.waiting[usize::from(places[index].priority != 0)];
+                if let Err(at) = list.binary_search(&places[index].seq) {
+                    list.insert(at, places[index].seq);
+                }
+            }
             for index in indices {
                 let Place { priority, seq, .. } = places[index];
                 let [normal, low] = &copy.waiting;
@@ -116,7 +123,7 @@ impl Queue {
         path: &str,
         newest: i64,
         slot: &'a mut Option<Copy>,
-    ) -> Result<&'a Copy, sqlx::Error> {
+    ) -> Result<&'a mut Copy, sqlx::Error> {
         // Read before the rows are: what is counted later is looked for again next time.
         let arrivals = self.arrivals.load(Ordering::Acquire);
         let departures = self.departures.load(Ordering::Acquire);

@@ -100,7 +100,7 @@ impl Store {
     async fn sweep_expired(&self, swept: &mut Swept) -> Result<bool, Error> {
         let mut connection = self.persist(|| self.pool().acquire()).await?;
         let mut tx = connection.begin().await?;
-        let expired = expired_leases(&mut tx).await?;
+        let expired = expired_leases(&mut tx, self.inner.options.lease).await?;
         let mut pass = *swept;
         for row in &expired {
             let lease = Lease { job: row.id, attempt: row.attempt, token: row.lease_token };
@@ -239,10 +239,12 @@ struct Expired {
     cancel_reason: Option<String>,
 }
 
-async fn expired_leases(connection: &mut PgConnection) -> Result<Vec<Expired>, sqlx::Error> {
+/// Leases that ran out. After a start of the database every worker gets a lease's time to renew first.
+async fn expired_leases(connection: &mut PgConnection, lease: Duration) -> Result<Vec<Expired>, sqlx::Error> {
     const SQL: &str = "/* expired_leases */
         select id, attempt, lease_token, worker, max_attempts, cancel_reason::text as cancel_reason
         from jobs where state = 'running' and lease_expires_at < kiln_now()
+            and kiln_started() < kiln_now() - make_interval(secs => $2)
         order by seq limit $1 for update skip locked";
-    sqlx::query_as(SQL).bind(BATCH).fetch_all(connection).await
+    sqlx::query_as(SQL).bind(BATCH).bind(lease.as_secs_f64()).fetch_all(connection).await
 }

@@ -67,7 +67,6 @@ impl Server {
             }
         }
         let sockets = socket_folder(&folder);
-        make_private(&sockets, &identity)?;
         let mut server = Self {
             data: folder.join("cluster"),
             folder,
@@ -180,6 +179,7 @@ impl Server {
                 continue;
             }
             self.clear_remains()?;
+            make_private(&self.sockets, &self.identity)?;
             if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES) {
                 fs::rename(&log, log.with_extension("log.old")).map_err(Error::io(&log))?;
             }
@@ -210,7 +210,12 @@ impl Server {
         }
         let mut stop = self.command("pg_ctl");
         stop.arg("stop").arg("-D").arg(&self.data).args(["-s", "-m", "fast", "-w", "-t", "60"]);
-        run("pg_ctl stop", &mut stop)
+        run("pg_ctl stop", &mut stop)?;
+        if !self.sockets.starts_with(&self.folder) {
+            // Made again at the next start. Anything strange in it may stay.
+            fs::remove_dir(&self.sockets).ok();
+        }
+        Ok(())
     }
 
     fn server_options(&self) -> String {
@@ -288,13 +293,9 @@ fn make_private(folder: &Path, identity: &Identity) -> Result<(), Error> {
     if made && let Some((uid, gid)) = identity.drop_to {
         chown(folder, Some(uid), Some(gid)).map_err(Error::io(folder))?;
     }
-    // Two starters may meet here: give the one that made the folder a moment to hand it over.
-    for _ in 0..50 {
-        let meta = fs::symlink_metadata(folder).map_err(Error::io(folder))?;
-        if meta.is_dir() && meta.uid() == identity.uid() && meta.permissions().mode() & 0o077 == 0 {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(20));
+    let meta = fs::symlink_metadata(folder).map_err(Error::io(folder))?;
+    if meta.is_dir() && meta.uid() == identity.uid() && meta.permissions().mode() & 0o077 == 0 {
+        return Ok(());
     }
     Err(Error::SocketFolder { folder: folder.to_owned() })
 }

@@ -152,7 +152,12 @@ async fn a_folder_deeper_than_a_socket_path_may_be_works_too() -> Result<()> {
     std::fs::create_dir_all(&deep)?;
     let cluster = Cluster::start(cluster::Options::new(&deep)).await?;
     Store::migrate(cluster.url()).await?;
+    let url = cluster.url().to_owned();
+    let (_, sockets) = url.split_once("host=").context("the address names the socket's folder")?;
+    let sockets = Path::new(sockets.split('&').next().unwrap_or_default()).to_owned();
+    assert!(sockets.starts_with("/tmp") && sockets.is_dir(), "{}", sockets.display());
     cluster.close().await?;
+    assert!(!sockets.exists(), "the last one out leaves nothing in /tmp");
     Ok(())
 }
 

@@ -45,7 +45,11 @@ async fn lists_are_newest_first_and_filtered() -> Result<()> {
     let window =
         ListFilter { from: Some(noon() + seconds(1)), until: Some(noon() + seconds(3)), ..all.clone() };
     assert_eq!(ids(&store, window).await?, [id(3), id(2)]);
-    assert_eq!(ids(&store, ListFilter { request_id: Some(id(4)), ..all }).await?, [id(4)]);
+    let one = |n| ListFilter { request_id: Some(id(n)), ..all.clone() };
+    assert_eq!(ids(&store, one(4)).await?, [id(4)]);
+    assert!(ids(&store, one(99)).await?.is_empty());
+    assert!(ids(&store, ListFilter { until: Some(noon()), ..one(4) }).await?.is_empty());
+    assert!(ids(&store, ListFilter { from: Some(noon() + seconds(60)), ..one(4) }).await?.is_empty());
     Ok(())
 }
 

@@ -155,3 +155,17 @@ async fn recent_sums_up_ends_and_waits_of_the_window() -> Result<()> {
     assert_eq!(much_later.recent(Duration::from_secs(3600)).await?, store::Recent::default());
     Ok(())
 }
+
+#[tokio::test]
+async fn after_a_start_of_the_database_workers_get_a_leases_time_to_renew() -> Result<()> {
+    let (db, store) = fresh_with(Options { lease: Duration::from_millis(1), ..Options::default() }).await?;
+    running(&store, 1).await?;
+    // No database has been up for that long.
+    let patient =
+        Options { lease: Duration::from_secs(1_000_000_000), max_connections: 2, ..Options::default() };
+    let patient = Store::connect(&db.url(), patient).await?;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(patient.sweep().await?.requeued, 0);
+    assert_eq!(store.sweep().await?.requeued, 1);
+    Ok(())
+}

@@ -8,7 +8,7 @@ CARGO ?= cargo
 NEXTEST ?= $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo 1 || echo 0)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check fmt clippy policy doc test bench-queue
+.PHONY: help setup check fmt clippy policy doc test parity bench-queue
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -38,6 +38,10 @@ ifeq ($(NEXTEST),1)
 else
 	$(CARGO) test --locked --workspace --no-fail-fast
 endif
+
+parity: setup ## compare the model with the reference tensors (KILN_REFERENCE=<folder>: with others)
+	@KILN_REFERENCE='$(if $(KILN_REFERENCE),$(abspath $(KILN_REFERENCE)))' \
+		$(CARGO) test --locked --quiet -p kiln-parity --test parity
 
 bench-queue: setup ## durable submits, status reads and claims against a real server and Postgres
 	$(CARGO) build --locked --release -p kiln-cli

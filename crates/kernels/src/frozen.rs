@@ -15,7 +15,7 @@ use std::ops::Range;
 /// the way into the product: exact, half the memory. Clones share the storage.
 #[derive(Clone, Debug)]
 pub struct FrozenWeight {
-    /// [out, in], contiguous, untracked.
+    /// [out, in], contiguous (but for a placeholder), untracked.
     tensor: Tensor,
     rows: usize,
     cols: usize,
@@ -37,7 +37,11 @@ impl FrozenWeight {
         if !matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F64) {
             return Err(host::wrong_dtype(OP, "weight", tensor.dtype()));
         }
-        Ok(Self { tensor: tensor.contiguous()?, rows, cols })
+        // A value without memory of its own (a placeholder of a walk that learns names and shapes) stays one:
+        // making it contiguous would allocate the weight. Products refuse it.
+        let placeholder = tensor.stride().iter().all(|&stride| stride == 0);
+        let tensor = if placeholder { tensor } else { tensor.contiguous()? };
+        Ok(Self { tensor, rows, cols })
     }
 
     /// Rows of the weight.

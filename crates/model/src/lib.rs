@@ -12,10 +12,14 @@ pub mod audio_vae;
 pub mod checkpoint;
 mod config;
 mod error;
+pub mod lora;
+pub mod nn;
+pub mod transformer;
 pub mod video_vae;
 mod weights;
 
 pub use checkpoint::{Checkpoint, Component};
 pub use config::Section;
 pub use error::{Error, Result, TensorProblems};
+pub use lora::LoraSet;
 pub use weights::{TensorSpec, Weights, random_values};

@@ -38,8 +38,7 @@ pub fn main(suites: &[Suite]) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    let wanted: Vec<&str> =
-        arguments.iter().map(String::as_str).filter(|a| !a.starts_with('-') && *a != "terse").collect();
+    let wanted = names(&arguments);
     let chosen = suites.iter().filter(|suite| {
         wanted.is_empty()
             || wanted.iter().any(|w| if has("--exact") { suite.name == *w } else { suite.name.contains(w) })
@@ -57,6 +56,21 @@ pub fn main(suites: &[Suite]) -> ExitCode {
     }
     let _ = writeln!(out, "{passed} passed, {failed} failed");
     if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The arguments that are no flags and no flag's value.
+fn names(arguments: &[String]) -> Vec<&str> {
+    const WITH_VALUE: [&str; 4] = ["--format", "--test-threads", "--color", "--skip"];
+    let mut names = Vec::new();
+    let mut arguments = arguments.iter().map(String::as_str);
+    while let Some(argument) = arguments.next() {
+        if WITH_VALUE.contains(&argument) {
+            arguments.next();
+        } else if !argument.starts_with('-') {
+            names.push(argument);
+        }
+    }
+    names
 }
 
 fn run(suite: &Suite, folder: &Path) -> Table {

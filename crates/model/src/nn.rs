@@ -1,0 +1,5 @@
+//! Layers shared by the components.
+
+mod linear;
+
+pub use linear::{Adapters, Linear};

@@ -2,8 +2,9 @@
 //!
 //! One server is shared by all test processes of a run (nextest starts a process per test), each test gets a
 //! database of its own, copied from a migrated template. The server lives under `/tmp`, without fsync; the first
-//! test starts it, a small watchdog stops and removes it a minute after the last test. [`durable_cluster`] makes a
-//! server of a test's own, with Postgres' default durability, to be killed and started at will.
+//! test starts it, a small watchdog stops it a minute after the last test, and the next run starts it again.
+//! [`durable_cluster`] makes a server of a test's own, with Postgres' default durability, to be killed and started
+//! at will.
 
 use std::{
     fs,

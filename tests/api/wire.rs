@@ -133,6 +133,38 @@ async fn a_client_that_sends_a_body_too_large_still_reads_the_answer() {
 }
 
 #[tokio::test]
+async fn a_client_refused_before_its_body_is_read_still_reads_the_answer() {
+    let served = Served::new().await;
+    let size = 8 << 20;
+    for (path, key, expected) in [
+        (SUBMIT, "Key a:b", "HTTP/1.1 401 Unauthorized"),
+        ("/queue/fal-ai/flux/dev", served.api.key.as_str(), "HTTP/1.1 404 Not Found"),
+    ] {
+        let mut stream = served.connect().await;
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: {key}\r\nContent-Length: {size}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        within(stream.write_all(&vec![b'x'; size])).await.unwrap();
+        let head = read_head(&mut stream).await;
+        assert!(head.starts_with(expected), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn head_tells_the_length_that_get_would_have() {
+    let served = Served::new().await;
+    let job = served.api.submit().await;
+    let length = |answer: &str| {
+        answer.lines().find_map(|line| line.strip_prefix("content-length: ").map(str::to_owned)).unwrap()
+    };
+    let head = served.exchange("HEAD", &at(job, "/status"), "").await;
+    let get = served.exchange("GET", &at(job, "/status"), "").await;
+    assert_eq!(length(&head), length(&get));
+    assert!(head.ends_with("\r\n\r\n") && !get.ends_with("\r\n\r\n"), "{head}");
+}
+
+#[tokio::test]
 async fn a_run_whose_connection_breaks_is_cancelled() {
     let served = Served::new().await;
     let mut stream = served.connect().await;

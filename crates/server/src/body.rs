@@ -10,22 +10,20 @@ use crate::error::Error;
 
 /// A client that sends nothing for this long in the middle of a body is gone.
 const STALLED: Duration = Duration::from_secs(60);
-/// How much of a refused body is still read, and for how long, so that the client sees the answer
-/// instead of a reset connection.
+/// How much of a refused body is still read, and for how long.
 const LINGER_BYTES: u64 = 64 << 20;
 const LINGER: Duration = Duration::from_secs(5);
 /// What is set aside at first for a body that announces its length.
 const FIRST_BYTES: u64 = 1 << 20;
 
-/// Reads the whole body; empty when there is none.
+/// Reads the whole body; empty when there is none. After an error the rest is still there, to [`linger`] over.
 ///
 /// # Errors
 /// [`Error::TooLarge`] at once when the announced length is beyond the limit, else as soon as it is
 /// exceeded; [`Error::BrokenBody`] when the client stops sending.
-pub(crate) async fn read(mut body: Body, limit: u64) -> Result<Bytes, Error> {
+pub(crate) async fn read(body: &mut Body, limit: u64) -> Result<Bytes, Error> {
     let size = body.size_hint();
     if size.lower() > limit {
-        linger(body);
         return Err(Error::TooLarge(limit));
     }
     let mut whole = BytesMut::new();
@@ -33,12 +31,13 @@ pub(crate) async fn read(mut body: Body, limit: u64) -> Result<Bytes, Error> {
         let frame = tokio::time::timeout(STALLED, body.frame())
             .await
             .map_err(|_| Error::BrokenBody("The request body stalled before its end"))?;
-        let Some(frame) = frame else { return Ok(whole.freeze()) };
+        let Some(frame) = frame else {
+            *body = Body::empty();
+            return Ok(whole.freeze());
+        };
         let frame = frame.map_err(|_| Error::BrokenBody("The request body ended early"))?;
         let Ok(data) = frame.into_data() else { continue };
         if (whole.len() + data.len()) as u64 > limit {
-            drop(whole);
-            linger(body);
             return Err(Error::TooLarge(limit));
         }
         if whole.is_empty() {
@@ -52,8 +51,9 @@ pub(crate) async fn read(mut body: Body, limit: u64) -> Result<Bytes, Error> {
     }
 }
 
-/// Reads on for a while and throws away.
-fn linger(mut body: Body) {
+/// Reads on for a while and throws away, so that a client in the middle of sending sees the answer instead of a
+/// reset connection.
+pub(crate) fn linger(mut body: Body) {
     let drain = async move {
         let mut left = LINGER_BYTES;
         while let Some(Ok(frame)) = body.frame().await {
@@ -76,35 +76,35 @@ mod tests {
 
     #[tokio::test]
     async fn no_body_is_empty() {
-        assert_eq!(read(Body::empty(), 10).await.unwrap(), "");
+        assert_eq!(read(&mut Body::empty(), 10).await.unwrap(), "");
     }
 
     #[tokio::test]
     async fn chunks_are_joined_up_to_exactly_the_limit() {
-        assert_eq!(read(chunked(&["abc", "", "de", "f"]), 6).await.unwrap(), "abcdef");
+        assert_eq!(read(&mut chunked(&["abc", "", "de", "f"]), 6).await.unwrap(), "abcdef");
     }
 
     #[tokio::test]
     async fn an_announced_length_beyond_the_limit_is_refused() {
-        assert!(matches!(read(Body::from("1234567"), 6).await, Err(Error::TooLarge(6))));
+        assert!(matches!(read(&mut Body::from("1234567"), 6).await, Err(Error::TooLarge(6))));
     }
 
     #[tokio::test]
     async fn a_stream_is_refused_as_soon_as_it_exceeds_the_limit() {
         // The stream never ends, so only an early refusal can answer.
         let endless = futures_util::stream::repeat_with(|| Ok::<_, Infallible>("abc"));
-        assert!(matches!(read(Body::from_stream(endless), 1 << 20).await, Err(Error::TooLarge(_))));
+        assert!(matches!(read(&mut Body::from_stream(endless), 1 << 20).await, Err(Error::TooLarge(_))));
     }
 
     #[tokio::test]
     async fn a_body_that_breaks_off_is_a_bad_request() {
         let broken = futures_util::stream::iter([Ok("abc"), Err(std::io::Error::other("gone"))]);
-        assert!(matches!(read(Body::from_stream(broken), 10).await, Err(Error::BrokenBody(_))));
+        assert!(matches!(read(&mut Body::from_stream(broken), 10).await, Err(Error::BrokenBody(_))));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_stalls_is_a_bad_request() {
         let stalled = futures_util::stream::pending::<Result<Bytes, Infallible>>();
-        assert!(matches!(read(Body::from_stream(stalled), 10).await, Err(Error::BrokenBody(_))));
+        assert!(matches!(read(&mut Body::from_stream(stalled), 10).await, Err(Error::BrokenBody(_))));
     }
 }

@@ -31,12 +31,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::Request;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt as _;
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::ext::ReasonPhrase;
 use store::Store;
@@ -195,7 +195,7 @@ impl Call<'_> {
 /// Resolves, answers, and dresses the answer.
 async fn answer(app: Arc<App>, request: Request) -> Response {
     let began = Instant::now();
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let host = parts.uri.authority().map(http::uri::Authority::as_str);
     let host = host.or_else(|| parts.headers.get(HOST).and_then(|host| host.to_str().ok()));
     let route = route::resolve(
@@ -217,7 +217,7 @@ async fn answer(app: Arc<App>, request: Request) -> Response {
             Err(Refused { why, platform }) => return refuse(why).into_response(platform, request_id),
         };
         let handled =
-            AssertUnwindSafe(handle(&app, &parts, &target, &query, request_id, body)).catch_unwind();
+            AssertUnwindSafe(handle(&app, &parts, &target, &query, request_id, &mut body)).catch_unwind();
         let result = handled.await.unwrap_or_else(|panic| {
             app.metrics.panicked();
             Err(Error::Bug(panic_text(panic.as_ref()).to_owned()))
@@ -227,6 +227,10 @@ async fn answer(app: Arc<App>, request: Request) -> Response {
     .instrument(span)
     .await;
 
+    if !body.is_end_stream() {
+        // Refused before it was read: a client in the middle of sending must still see why.
+        body::linger(body);
+    }
     if response.status().as_u16() == 499 {
         // Not in the standard's list; the JS client shows the reason phrase as the message.
         response.extensions_mut().insert(ReasonPhrase::from_static(b"Client Closed Request"));
@@ -236,6 +240,9 @@ async fn answer(app: Arc<App>, request: Request) -> Response {
     headers.entry(wire::REQUEST_ID).or_insert_with(|| id_header(request_id));
     if parts.method == Method::HEAD {
         // Dropped here rather than by hyper, so that a stream asked for with HEAD ends at once.
+        if let Some(length) = response.body().size_hint().exact() {
+            response.headers_mut().insert(CONTENT_LENGTH, length.into());
+        }
         *response.body_mut() = Body::empty();
     }
     app.metrics.answered(name, response.status(), began.elapsed());
@@ -257,7 +264,7 @@ async fn handle(
     target: &Target,
     query: &str,
     request_id: Uuid,
-    body: Body,
+    body: &mut Body,
 ) -> Result<Response, Error> {
     let (method, headers) = (&parts.method, &parts.headers);
     let caller = auth::authorize(app, target, method, headers, query).await?;

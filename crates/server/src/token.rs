@@ -21,7 +21,7 @@ const EXPIRATION: &str = "token_expiration";
 const APPS: &str = "allowed_apps";
 
 /// Answers with the bare token as a JSON string.
-pub(crate) async fn create(call: &Call<'_>, body: Body) -> Result<Response, Error> {
+pub(crate) async fn create(call: &Call<'_>, body: &mut Body) -> Result<Response, Error> {
     let body = body::read(body, BODY_LIMIT).await?;
     let request: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let seconds = match request.get(EXPIRATION) {

@@ -22,7 +22,7 @@ use crate::route::Endpoint;
 const TRIES: u32 = 5;
 const AGAIN: Duration = Duration::from_secs(1);
 
-pub(crate) async fn run(call: &Call<'_>, endpoint: &Endpoint, body: Body) -> Result<Response, Error> {
+pub(crate) async fn run(call: &Call<'_>, endpoint: &Endpoint, body: &mut Body) -> Result<Response, Error> {
     let mode = find_mode(endpoint)?;
     let params = params::run(call.headers)?;
     let Prepared { job, failure } = submit::prepare(call, mode, params, body).await?;

@@ -18,7 +18,7 @@ use crate::{Call, body};
 /// A body beyond this size is parsed on a thread of its own, so that it holds up nobody's status.
 const PARSED_INLINE_BYTES: usize = 64 << 10;
 
-pub(crate) async fn submit(call: &Call<'_>, endpoint: &Endpoint, body: Body) -> Result<Response, Error> {
+pub(crate) async fn submit(call: &Call<'_>, endpoint: &Endpoint, body: &mut Body) -> Result<Response, Error> {
     let mode = find_mode(endpoint)?;
     let params = params::submit(call.query, call.headers)?;
     let Prepared { job, .. } = prepare(call, mode, params, body).await?;
@@ -38,7 +38,7 @@ pub(super) async fn prepare(
     call: &Call<'_>,
     mode: &'static Mode,
     params: SubmitParams,
-    body: Body,
+    body: &mut Body,
 ) -> Result<Prepared, Error> {
     let body = body::read(body, call.app.options.body_limit).await?;
     let (input, parsed) = if body.len() <= PARSED_INLINE_BYTES {

@@ -23,7 +23,7 @@ pub fn wide() -> bool {
 /// [`vecmath`](crate::vecmath). Only what is inlined profits: keep the body a plain loop.
 ///
 /// ```
-/// use kernels::{simd_fn, vecmath};
+/// use kiln_kernels::{simd_fn, vecmath};
 /// simd_fn! {
 ///     /// y += a·x
 ///     fn axpy(a: f32, x: &[f32], y: &mut [f32]) {

@@ -103,6 +103,33 @@ fn every_cut_of_a_good_file_is_refused() {
 }
 
 #[test]
+fn a_header_with_any_byte_changed_opens_or_is_refused() {
+    let header = r#"{"__metadata__":{"config":"{}"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[1,2],"data_offsets":[8,12]}}"#;
+    let folder = TempDir::new().unwrap();
+    let path = file(folder.path(), "x", header, &[0; 12]);
+    let whole = fs::read(&path).unwrap();
+    let (mut opened, mut refused) = (0, 0);
+    for place in 0..whole.len() - 12 {
+        for byte in [0, b'"', b'{', b'9', b'-', 0xff] {
+            let mut changed = whole.clone();
+            changed[place] = byte;
+            fs::write(&path, &changed).unwrap();
+            match Checkpoint::open(&path) {
+                Ok(file) => {
+                    opened += 1;
+                    for (name, _) in file.entries() {
+                        // What opens can be read, whatever it is called now.
+                        file.tensor(name, &Device::Cpu).unwrap();
+                    }
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(opened > 20 && refused > 500, "{opened} opened, {refused} refused");
+}
+
+#[test]
 fn values_are_read_in_the_type_that_is_asked_for_at_any_alignment() {
     let folder = TempDir::new().unwrap();
     // One byte before the others puts them at odd offsets.

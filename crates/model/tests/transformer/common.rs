@@ -1,11 +1,10 @@
 //! Small models with random weights and inputs that fit them.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
-
 use candle_core::{DType, Device, Tensor};
 use kiln_model::{
-    Component, Weights,
-    transformer::{Halves, Modality, Stream, Transformer, TransformerConfig},
+    Component, LoraSet, Weights,
+    lora::Target,
+    transformer::{Halves, Modality, Stream, Streams, Transformer, TransformerConfig},
 };
 use serde_json::{Value, json};
 
@@ -124,4 +123,27 @@ pub(crate) fn apart(a: &Tensor, b: &Tensor) -> f64 {
     let values =
         |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
     values(a).iter().zip(values(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+pub(crate) fn both(g: &Geometry, batch: usize, dtype: DType) -> [Modality; 2] {
+    Stream::BOTH.map(|stream| g.modality(stream, batch, dtype))
+}
+
+pub(crate) fn weights_like(out: &Streams) -> Streams {
+    let like = |t: &Tensor, seed| random(seed, t.shape().clone(), t.dtype());
+    Streams { video: out.video.as_ref().map(|t| like(t, 40)), audio: out.audio.as_ref().map(|t| like(t, 41)) }
+}
+
+pub(crate) fn lora(model: &Transformer, halves: Halves) -> LoraSet {
+    let specs = Transformer::specs(model.config(), halves).unwrap();
+    let prefix = if halves == Halves::Only(Stream::Audio) { "audio_" } else { "" };
+    let patterns = ["to_q", "to_k", "to_v", "to_out.0"].map(str::to_owned);
+    let patterns = [&patterns[..], &[format!("{prefix}ff.net.0.proj"), format!("{prefix}ff.net.2")]].concat();
+    let targets = Target::matching(&specs, &patterns).unwrap();
+    let set = LoraSet::init(&targets, 2, 1.0, &Device::Cpu, || 0.5).unwrap();
+    for (i, (_, var)) in set.vars().enumerate() {
+        let small = (random(60 + i as u64, var.shape().clone(), DType::F32) * 0.2).unwrap();
+        var.set(&small).unwrap();
+    }
+    set
 }

@@ -1,3 +1,11 @@
-//! The kiln program: configuration, telemetry, commands.
+//! The kiln program. Everything it does is in the library beside it, so that a build with another trainer is as short
+//! as this one.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    kiln_cli::main(kiln_cli::Parts::default())
+}

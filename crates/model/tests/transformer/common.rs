@@ -8,9 +8,6 @@ use kiln_model::{
 };
 use serde_json::{Value, json};
 
-/// Seed of the models' weights.
-pub(crate) const SEED: u64 = 5;
-
 /// Sizes that differ from the reference model's, and from each other in all respects.
 pub(crate) struct Geometry {
     pub(crate) layers: usize,
@@ -51,13 +48,9 @@ pub(crate) const GEOMETRIES: [Geometry; 2] = [
 
 impl Geometry {
     pub(crate) fn config(&self) -> TransformerConfig {
-        TransformerConfig::new(&self.config_json()).unwrap()
-    }
-
-    pub(crate) fn config_json(&self) -> Value {
         let [video, audio] = self.head_dims.map(|d| d * self.heads);
         let [seconds, height, width, audio_seconds] = self.max_pos;
-        json!({"transformer": {
+        let config: Value = json!({"transformer": {
             "num_layers": self.layers,
             "num_attention_heads": self.heads, "attention_head_dim": self.head_dims[0],
             "audio_num_attention_heads": self.heads, "audio_attention_head_dim": self.head_dims[1],
@@ -71,11 +64,12 @@ impl Geometry {
             "norm_eps": 1e-6, "rope_type": "split", "apply_gated_attention": true,
             "use_middle_indices_grid": true, "cross_attention_adaln": true,
             "caption_proj_before_connector": true,
-        }})
+        }});
+        TransformerConfig::new(&config).unwrap()
     }
 
     pub(crate) fn model(&self, halves: Halves, dtype: DType) -> Transformer {
-        let w = Weights::random(Component::Transformer, SEED, &Device::Cpu, dtype);
+        let w = Weights::random(Component::Transformer, 5, &Device::Cpu, dtype);
         Transformer::new(&self.config(), halves, &w).unwrap()
     }
 

@@ -1,0 +1,135 @@
+//! The official clients, unchanged, against a real server process and the scripted worker: each in every way of
+//! pointing it at kiln by configuration alone.
+//!
+//! The cases are in `js/suite.mjs` and `python/suite.py`. The clients are installed once, at pinned versions, into
+//! cargo's folder for test files.
+
+use anyhow::{Context as _, Result, ensure};
+use kiln_tests::{house::House, programs};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+const SUITE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/compat");
+const CLIENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/clients");
+
+/// Runs one client's suite in one way, on a kiln of its own.
+async fn run(command: &mut Command, way: &str) -> Result<()> {
+    let database = testkit::pg::database().await?;
+    let house = House::new(programs!(), &database.url())?;
+    let server = house.serve().await?;
+    let _worker = house.work()?;
+    let key = server.key.clone().context("the first server prints a key")?;
+    command.arg(way).env("KILN_URL", &server.base).env("FAL_KEY", key);
+    let output = command.output().with_context(|| format!("{command:?} cannot be started"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success() && text.contains("cases"),
+        "{way}: {}\n{text}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr),
+        server.process.log_tail()
+    );
+    Ok(())
+}
+
+fn node() -> Result<Command> {
+    let folder = installed("js", &["package.json", "package-lock.json"], |folder| {
+        let mut npm = Command::new("npm");
+        npm.args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(folder);
+        checked(&mut npm)
+    })?;
+    let mut node = Command::new("node");
+    node.env("CLIENT_FOLDER", folder);
+    Ok(node)
+}
+
+fn python() -> Result<Command> {
+    let folder = installed("python", &["requirements.txt"], |folder| {
+        checked(Command::new("python3").args(["-m", "venv", "venv"]).current_dir(folder))?;
+        let mut pip = Command::new(folder.join("venv/bin/pip"));
+        pip.args(["install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt"]);
+        checked(pip.current_dir(folder))
+    })?;
+    Ok(Command::new(folder.join("venv/bin/python")))
+}
+
+/// Installs a client once for all tests and later runs: the folder's name holds the manifests' content.
+fn installed(
+    language: &str,
+    manifests: &[&str],
+    install: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let source = Path::new(SUITE).join(language);
+    let mut content = 0xcbf2_9ce4_8422_2325_u64;
+    for manifest in manifests {
+        for byte in std::fs::read(source.join(manifest))? {
+            content = (content ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("client-{language}-{content:016x}"));
+    let done = folder.join("installed");
+    std::fs::create_dir_all(&folder)?;
+    let lock = File::create(folder.join("lock"))?;
+    lock.lock()?;
+    if !done.exists() {
+        for manifest in manifests {
+            std::fs::copy(source.join(manifest), folder.join(manifest))?;
+        }
+        install(&folder)?;
+        File::create(done)?;
+    }
+    Ok(folder)
+}
+
+fn checked(command: &mut Command) -> Result<()> {
+    let output =
+        command.output().with_context(|| format!("{command:?} cannot be started; run scripts/setup.sh"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+fn js_suite(command: &mut Command) -> &mut Command {
+    command.arg(Path::new(SUITE).join("js/suite.mjs"))
+}
+
+fn python_suite(command: &mut Command) -> &mut Command {
+    command.arg(Path::new(SUITE).join("python/suite.py"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_javascript_client_works_by_a_proxy_url() -> Result<()> {
+    run(js_suite(&mut node()?), "proxy").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_javascript_client_works_by_request_middleware() -> Result<()> {
+    run(js_suite(&mut node()?), "middleware").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_javascript_client_works_by_a_preload() -> Result<()> {
+    let mut node = node()?;
+    node.arg("--import").arg(Path::new(CLIENTS).join("preload.mjs"));
+    run(js_suite(&mut node), "preload").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_client_works_by_its_module_constants() -> Result<()> {
+    run(python_suite(&mut python()?), "constants").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_client_works_by_sitecustomize() -> Result<()> {
+    let mut python = python()?;
+    python.env("PYTHONPATH", CLIENTS);
+    run(python_suite(&mut python), "sitecustomize").await
+}

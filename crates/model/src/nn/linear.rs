@@ -48,7 +48,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// The layer at `w` with weight [out, in], kept as stored, and bias [out].
+    /// The layer at `w` with weight `[out, in]`, kept as stored, and bias `[out]`.
     ///
     /// # Errors
     /// What reading its tensors reports.

@@ -11,7 +11,7 @@ use super::{Perturbations, Stream};
 pub struct Modality {
     /// Tokens, [B, T, C]; noisy, or clean where the timestep is 0.
     pub latent: Tensor,
-    /// Noise level of the stream, [B], 0 to 1; 0 when the whole stream is a condition.
+    /// Noise level of the stream, `[B]`, 0 to 1; 0 when the whole stream is a condition.
     pub sigma: Tensor,
     /// Noise level per token, [B, T], 0 to 1.
     pub timesteps: Tensor,

@@ -15,6 +15,7 @@ use crate::frozen::FrozenWeight;
 use crate::host::{self, Host, Slice};
 use crate::matrix::{Threads, View, ViewMut, product, product_plain};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Shape, Tensor};
+use rayon::prelude::*;
 
 /// A frozen linear layer: weight and bias as in the checkpoint.
 #[derive(Clone, Debug)]
@@ -214,9 +215,13 @@ impl Base {
 pub(crate) fn start_with_bias(bias: Option<&Tensor>, y: &mut [f32]) -> Result<bool> {
     let Some(bias) = bias else { return Ok(false) };
     let bias = Slice::of("linear", "bias", bias)?;
-    for y in y.chunks_mut(bias.len().max(1)) {
-        y.copy_from_slice(&bias);
-    }
+    let (bias, width) = (&*bias, bias.len().max(1));
+    let rows = (host::TASK / width).max(1);
+    y.par_chunks_mut(rows * width).for_each(|rows| {
+        for y in rows.chunks_mut(width) {
+            y.copy_from_slice(bias);
+        }
+    });
     Ok(true)
 }
 

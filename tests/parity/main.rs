@@ -1,6 +1,7 @@
 //! The suites of `make parity`. Each component adds its module and its line.
 
 mod audio_vae;
+mod text;
 mod transformer;
 mod video_vae;
 
@@ -10,6 +11,7 @@ use parity::Suite;
 
 const SUITES: &[Suite] = &[
     Suite { name: "checkpoint", run: transformer::run_names },
+    Suite { name: "text", run: text::run },
     Suite { name: "audio_vae", run: audio_vae::run },
     Suite { name: "video_vae", run: video_vae::run },
     Suite { name: "transformer", run: transformer::run },

@@ -6,6 +6,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use kiln_model::{
     Component, TensorSpec,
+    survey::{self, TextWidth},
+    text::GemmaConfig,
     transformer::{Halves, Stream, Transformer, TransformerConfig},
 };
 use serde_json::Value;
@@ -51,6 +53,32 @@ fn the_transformer_asks_for_its_4186_tensors() {
     assert_same(&asked, &stored);
     let values: usize = asked.values().map(|shape| shape.iter().product::<usize>()).sum();
     assert_eq!(values, 18_988_838_144);
+}
+
+#[test]
+fn all_parts_together_ask_for_the_5947_tensors_of_the_file() {
+    let (config, tensors) = manifest("ltx-2.3-22b-manifest.json");
+    let (gemma, _) = manifest("gemma-3-12b-manifest.json");
+    let text = TextWidth::from(&GemmaConfig::new(&gemma).unwrap());
+    let mut asked = Shapes::new();
+    for component in Component::ALL.iter().filter(|component| **component != Component::Gemma) {
+        asked.extend(named(*component, survey::specs(*component, &config, text).unwrap()));
+    }
+    assert_eq!(tensors.len(), 5947);
+    assert_same(&asked, &tensors);
+    let values: usize = asked.values().map(|shape| shape.iter().product::<usize>()).sum();
+    assert_eq!(values, 23_069_505_387);
+}
+
+#[test]
+fn gemma_asks_for_its_626_tensors() {
+    let (config, tensors) = manifest("gemma-3-12b-manifest.json");
+    let config = GemmaConfig::new(&config).unwrap();
+    let asked = named(Component::Gemma, survey::gemma_specs(&config).unwrap());
+    assert_eq!(tensors.len(), 626);
+    assert_same(&asked, &tensors);
+    let values: usize = asked.values().map(|shape| shape.iter().product::<usize>()).sum();
+    assert_eq!(values, 11_766_034_176);
 }
 
 #[test]

@@ -67,6 +67,11 @@ impl Axis {
         Ok((padded - kernel) / stride + 1)
     }
 
+    /// Input positions `[output, tap]`.
+    fn sources(&self, outputs: usize) -> Vec<Option<usize>> {
+        (0..outputs).flat_map(|at| (0..self.kernel).map(move |tap| self.source(at, tap))).collect()
+    }
+
     /// Input position under `tap` of output `at`; `None` is zero padding.
     fn source(&self, at: usize, tap: usize) -> Option<usize> {
         let padded = at * self.stride + tap;
@@ -305,6 +310,7 @@ impl Conv<'_> {
         let pass = Pass {
             conv: self,
             sizes,
+            from: std::array::from_fn(|i| self.axes[i].sources(sizes[i])),
             rows,
             x,
             zeros: &zeros,
@@ -346,6 +352,8 @@ unsafe impl Sync for OutPtr {}
 struct Pass<'a> {
     conv: &'a Conv<'a>,
     sizes: [usize; 3],
+    /// Per axis `[output, tap]`: the input position, or `None` for a zero.
+    from: [Vec<Option<usize>>; 3],
     rows: usize,
     x: &'a [f32],
     zeros: &'a [f32],
@@ -427,28 +435,39 @@ impl Pass<'_> {
     /// Fills `[tap, row]` with the offset of the input row; rows are padded to whole tiles with zero rows.
     fn find_sources(&self, task: &Task, sources: &mut Vec<usize>) {
         let [a0, a1, a2] = self.conv.axes;
-        let [_, n1, n2] = self.sizes;
+        let [n0, n1, n2] = self.sizes;
+        let [from0, from1, from2] = &self.from;
+        let channels = self.conv.weight.channels;
         let padded = task.rows.len().next_multiple_of(ROWS);
-        let taps = a0.kernel * a1.kernel * a2.kernel;
         sources.clear();
-        sources.resize(taps * padded, ZERO_ROW);
-        for (i, row) in task.rows.clone().enumerate() {
-            let (rest, p2) = (row / n2, row % n2);
-            let (rest, p1) = (rest / n1, rest % n1);
-            let (sample, p0) = (rest / self.sizes[0], rest % self.sizes[0]);
-            let mut tap = 0;
-            for t0 in 0..a0.kernel {
-                let s0 = a0.source(p0, t0).map(|s| sample * a0.size + s);
-                for t1 in 0..a1.kernel {
-                    let s1 = s0.and_then(|s| Some(s * a1.size + a1.source(p1, t1)?));
-                    for t2 in 0..a2.kernel {
-                        if let Some(s) = s1.and_then(|s| Some(s * a2.size + a2.source(p2, t2)?)) {
-                            sources[tap * padded + i] = s * self.conv.weight.channels;
+        sources.resize(a0.kernel * a1.kernel * a2.kernel * padded, ZERO_ROW);
+        let mut row = task.rows.start;
+        while row < task.rows.end {
+            // Outputs of one line differ on the last axis only.
+            let (line, p2) = (row / n2, row % n2);
+            let (rest, p1) = (line / n1, line % n1);
+            let (sample, p0) = (rest / n0, rest % n0);
+            let count = (n2 - p2).min(task.rows.end - row);
+            let at = row - task.rows.start;
+            let mut planes = sources.chunks_exact_mut(padded);
+            for s0 in &from0[p0 * a0.kernel..][..a0.kernel] {
+                for s1 in &from1[p1 * a1.kernel..][..a1.kernel] {
+                    let start = ((sample * a0.size + s0.unwrap_or(0)) * a1.size + s1.unwrap_or(0)) * a2.size;
+                    for tap in 0..a2.kernel {
+                        let plane = planes.next().expect("invariant: one plane per tap");
+                        if s0.is_none() || s1.is_none() {
+                            continue;
                         }
-                        tap += 1;
+                        let line = from2[p2 * a2.kernel..].chunks_exact(a2.kernel);
+                        for (into, taps) in plane[at..at + count].iter_mut().zip(line) {
+                            if let Some(s2) = taps[tap] {
+                                *into = (start + s2) * channels;
+                            }
+                        }
                     }
                 }
             }
+            row += count;
         }
     }
 

@@ -44,5 +44,4 @@ parity: setup ## compare the model with the reference tensors (KILN_REFERENCE=<f
 		$(CARGO) test --locked --quiet -p kiln-parity --test parity
 
 bench-queue: setup ## durable submits, status reads and claims against a real server and Postgres
-	$(CARGO) build --locked --release -p kiln-cli
 	$(CARGO) bench --locked -p kiln-tests --bench queue

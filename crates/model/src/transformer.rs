@@ -21,4 +21,4 @@ pub use feed_forward::FeedForward;
 pub use modality::{Args, CrossArgs, Inputs, Modality, StreamArgs, Streams};
 pub use model::Transformer;
 pub use perturbation::{Perturbation, Perturbations, Skip};
-pub use recompute::{Gradients, Kept};
+pub use recompute::{Gradients, Kept, replay};

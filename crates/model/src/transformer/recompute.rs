@@ -6,10 +6,13 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Tensor, Var};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, DType, Layout, Shape, Tensor, Var,
+    backend::{BackendDevice, BackendStorage},
+};
 
 use super::{Args, Inputs, Perturbations, Stream, Streams, Transformer};
-use crate::{LoraSet, Result, nn::Adapters};
+use crate::{Error, LoraSet, Result, nn::Adapters};
 
 /// What a forward pass keeps for its backward pass.
 #[derive(Debug)]
@@ -79,8 +82,14 @@ impl Transformer {
     }
 }
 
-/// Runs one stage recorded, from variables, and pulls `above`, the gradients of its outputs, through it.
-fn replay(
+/// Runs one stage of the model recorded, from variables, and pulls `above`, the gradients of its outputs, through it.
+///
+/// Returns the gradients of `inputs` and puts those of the adapters into `found`, by their key in the LoRA file. The
+/// graph is gone when it returns. A driver that keeps blocks elsewhere (streams them) calls this per block.
+///
+/// # Errors
+/// What `run` reports, and when a gradient has another shape than its output.
+pub fn replay(
     inputs: &Streams,
     above: &Streams,
     lora: Option<&LoraSet>,
@@ -100,18 +109,20 @@ fn replay(
         }
     }
     let outputs = run(&recorded)?;
-    // d(Σ output·g)/d(output) = g: one scalar pulls both streams' gradients through at once.
+    // One scalar pulls both streams' gradients through at once.
     let mut root: Option<Tensor> = None;
     for stream in Stream::BOTH {
         if let (Some(output), Some(gradient)) = (outputs.get(stream), above.get(stream)) {
-            let term = (output * gradient.to_dtype(output.dtype())?)?.sum_all()?;
+            let end = output.apply_op1(Pull::new(output, gradient)?)?;
             root = Some(match root {
-                Some(other) => (other + term)?,
-                None => term,
+                Some(other) => (other + end)?,
+                None => end,
             });
         }
     }
     let Some(root) = root else { return Ok(Streams::default()) };
+    // The graph alone holds the activations from here on.
+    drop((recorded, outputs));
     let mut gradients = root.backward()?;
     let mut below = Streams::default();
     for (stream, var) in &vars {
@@ -123,4 +134,46 @@ fn replay(
         }
     }
     Ok(below)
+}
+
+/// The end of a graph whose gradient is given: a zero whose backward yields that gradient.
+///
+/// A sum of products with the gradient would do the same and hold five more tensors of its size.
+struct Pull {
+    gradient: Tensor,
+}
+
+impl Pull {
+    fn new(output: &Tensor, gradient: &Tensor) -> Result<Self> {
+        if output.dims() != gradient.dims() {
+            let problem = format!("shape {:?}, its output has {:?}", gradient.dims(), output.dims());
+            return Err(Error::input("gradient", problem));
+        }
+        Ok(Self { gradient: gradient.detach().to_dtype(output.dtype())? })
+    }
+}
+
+/// One zero on the device.
+fn zero<D: BackendDevice>(device: &D, dtype: DType) -> candle_core::Result<(D::Storage, Shape)> {
+    let shape = Shape::from(());
+    Ok((device.zeros_impl(&shape, dtype)?, shape))
+}
+
+impl CustomOp1 for Pull {
+    fn name(&self) -> &'static str {
+        "pull"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        zero(storage.device(), storage.dtype())
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, _: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        zero(storage.device(), storage.dtype())
+    }
+
+    /// The upstream gradient is 1: the root is the sum of these ends.
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(self.gradient.clone()))
+    }
 }

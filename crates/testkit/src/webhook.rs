@@ -119,3 +119,33 @@ async fn receive(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap
         None => StatusCode::OK,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Receiver, Reply};
+    use std::time::Duration;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    #[tokio::test]
+    async fn deliveries_are_kept_as_they_came_and_answered_as_told() -> anyhow::Result<()> {
+        let mut receiver = Receiver::start([Reply::Status(503)]).await?;
+        let address = receiver.url().replace("http://", "").replace("/hook", "");
+        for (status, body) in [("503", "first"), ("200", "second")] {
+            let mut stream = TcpStream::connect(&address).await?;
+            let request =
+                format!("POST /hook?n=1 HTTP/1.0\r\nx-a: b\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            assert!(answer.starts_with(&format!("HTTP/1.0 {status}")), "{answer}");
+        }
+        let deliveries = receiver.wait_for(2, Duration::from_secs(5)).await?;
+        assert_eq!(deliveries[0].target, "/hook?n=1");
+        assert_eq!(deliveries[0].headers["x-a"], "b");
+        assert_eq!((&deliveries[0].body[..], &deliveries[1].body[..]), (&b"first"[..], &b"second"[..]));
+        Ok(())
+    }
+}

@@ -1,7 +1,7 @@
 //! Claims jobs and walks each through its trainer.
 //!
 //! [`Worker::run`] claims the oldest runnable job, hands it to a [`Trainer`] on the one thread that owns the device,
-//! and meanwhile, on the async side, renews the lease ([`lease`]), writes log lines and progress ([`report`]) and
+//! and meanwhile, on the async side, renews the lease (`lease`), writes log lines and progress (`report`) and
 //! watches for the three reasons to stop early: the client cancelled, the worker shuts down, the lease is gone.
 //!
 //! Invariants:

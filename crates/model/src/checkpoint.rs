@@ -53,7 +53,12 @@ impl Checkpoint {
     /// `Io` when something cannot be read, `Format` when a header or configuration is not what it should be.
     pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>> {
         let path = path.as_ref();
-        let folder = fs::metadata(path).map_err(Error::io(path))?.is_dir();
+        let found = fs::metadata(path).map_err(Error::io(path))?;
+        let folder = found.is_dir();
+        if !folder && !found.is_file() {
+            // Opening a pipe would wait for a writer.
+            return Err(Error::format(path, "is neither a file nor a folder"));
+        }
         let (paths, index) = if folder { shards(path)? } else { (vec![path.to_owned()], None) };
         let mut opened = Self {
             path: path.to_owned(),

@@ -90,6 +90,19 @@ fn deep_json_and_false_lengths_are_refused_without_asking_for_memory() {
 }
 
 #[test]
+fn what_is_no_file_is_refused_without_waiting() {
+    let folder = TempDir::new().unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for path in [Path::new("/dev/null"), &socket] {
+        let error = Checkpoint::open(path).unwrap_err();
+        assert!(error.to_string().contains("neither a file nor a folder"), "{error}");
+    }
+    assert!(matches!(Checkpoint::open(folder.path().join("nothing")), Err(Error::Io { .. })));
+    assert!(Checkpoint::open(folder.path()).unwrap_err().to_string().contains("no *.safetensors"));
+}
+
+#[test]
 fn every_cut_of_a_good_file_is_refused() {
     let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
     let folder = TempDir::new().unwrap();

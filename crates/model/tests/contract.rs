@@ -107,6 +107,7 @@ fn what_is_not_supported_is_refused_by_its_key() {
         ("use_prompt_adaln_single", Value::from(false)),
         ("apply_gated_attention", Value::from(false)),
         ("qk_norm", Value::from("layer_norm")),
+        ("dropout", Value::from(0.1)),
         ("num_layers", Value::from(0)),
         ("num_layers", Value::from(1_000_000)),
         ("num_layers", Value::from(u64::MAX)),

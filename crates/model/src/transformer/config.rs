@@ -207,7 +207,7 @@ fn refuse_unsupported(s: &Section<'_>) -> Result<()> {
     s.require("rope_type", "split")?;
     s.require("apply_gated_attention", true)?;
     s.require("use_middle_indices_grid", true)?;
-    let fixed: [(&str, Value); 19] = [
+    let fixed: [(&str, Value); 21] = [
         ("causal_temporal_positioning", true.into()),
         ("qk_norm", "rms_norm".into()),
         ("standardization_norm", "rms_norm".into()),
@@ -227,6 +227,8 @@ fn refuse_unsupported(s: &Section<'_>) -> Result<()> {
         ("caption_projection_first_linear", false.into()),
         ("caption_projection_second_linear", false.into()),
         ("caption_proj_input_norm", false.into()),
+        ("dropout", 0.0.into()),
+        ("num_embeds_ada_norm", 1000.into()),
     ];
     for (key, value) in fixed {
         s.require_or_absent(key, value)?;

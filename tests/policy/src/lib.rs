@@ -110,7 +110,7 @@ pub fn violations(policy: &Policy, tree: &Metadata) -> Vec<String> {
             Some(expression) => match permits(expression, &policy.licenses.allow) {
                 Ok(true) => {}
                 Ok(false) => {
-                    found.push(format!("{name}: licence {expression:?} is not allowed by deny.toml"))
+                    found.push(format!("{name}: licence {expression:?} is not allowed by deny.toml"));
                 }
                 Err(why) => found.push(format!("{name}: licence {expression:?} cannot be read: {why}")),
             },

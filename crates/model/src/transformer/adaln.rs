@@ -86,7 +86,7 @@ fn sinusoids(values: &[f32], device: &Device) -> Result<Tensor> {
 ///
 /// The angles are s·e_i with s up to 1000, so the last bit of a frequency moves a sinusoid by 2e-5. For 127 of the
 /// 128 the nearest f32 is what the reference has. The other one lies 0.479 of a unit above the number below it, and
-/// the reference's vectorised exponential (right to 0.53 units) takes the number above.
+/// the reference's vectorised exponential (`torch.exp` of the f32 exponents) takes the number above.
 fn frequency(i: usize) -> f32 {
     const ROUNDED_UP: usize = 12;
     let exponent = -(10_000f64.ln() as f32) * i as f32 / (SINUSOIDS / 2) as f32;

@@ -539,7 +539,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// Cuts a list of captions into groups of about [`ROWS_PER_GROUP`] rows, in order.
+    /// Cuts a list of captions into groups of about `ROWS_PER_GROUP` rows, in order.
     pub fn split(captions: &[Vec<u32>]) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         for (at, caption) in captions.iter().enumerate() {

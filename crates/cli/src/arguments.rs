@@ -69,6 +69,9 @@ pub(crate) enum Command {
     /// Print the endpoints that can be trained
     #[command(after_help = "Examples:\n  kiln modes\n  kiln modes --format json")]
     Modes(Listing),
+    /// Look at weight files, make tiny ones
+    #[command(subcommand)]
+    Model(Model),
     /// Check database, storage and disk; says what to do about what is wrong
     Doctor,
     /// Print every setting with its value and where it comes from
@@ -112,6 +115,51 @@ pub(crate) enum Keys {
         /// The part of the key before the colon
         id: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Model {
+    /// Say what a weight file holds and what in it does not fit LTX-2.3 (reads headers only)
+    #[command(after_help = "Examples:\n  \
+        kiln model inspect ltx-2.3-22b-dev.safetensors\n  \
+        kiln model inspect gemma-3-12b-it-qat-q4_0-unquantized\n\n\
+        The exit status is 1 when something does not fit.")]
+    Inspect(Inspect),
+    /// Write a tiny LTX-2.3 and a tiny Gemma with random weights, in the layouts of the originals
+    #[command(after_help = "Examples:\n  \
+        kiln model init-tiny --out tiny\n  \
+        kiln model init-tiny --out odd --seed 7 --size heads=3 --size head_dim=20 --size gemma_width=48\n  \
+        kiln model init-tiny --sizes-only       every size and its value")]
+    InitTiny(InitTiny),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// A checkpoint, or Gemma's folder
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// List every tensor too
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// A table for people, or JSON for programs
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitTiny {
+    /// Folder the model is written to; nothing in it is overwritten
+    #[arg(long, value_name = "DIR", required_unless_present = "sizes_only")]
+    pub(crate) out: Option<PathBuf>,
+    /// The same seed and sizes give the same bytes
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Change a size; may be given several times
+    #[arg(long = "size", value_name = "NAME=N")]
+    pub(crate) sizes: Vec<String>,
+    /// Print the sizes and write nothing
+    #[arg(long)]
+    pub(crate) sizes_only: bool,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ mod config;
 mod doctor;
 mod keys;
 mod migrate;
+mod model;
 mod modes;
 mod serve;
 mod work;
@@ -27,6 +28,7 @@ pub(crate) fn run(
     match &command {
         // These need no configuration, so a broken one must not stand in their way.
         Command::Modes(listing) => return modes::run(listing),
+        Command::Model(command) => return model::run(command),
         Command::Config(wanted) if wanted.defaults => return config::defaults(),
         _ => {}
     }
@@ -42,7 +44,7 @@ pub(crate) fn run(
         Command::Keys(action) => block_on(keys::run(&config, action)),
         Command::Doctor => block_on(doctor::run(&config)),
         Command::Config(_) => config::run(&config),
-        Command::Modes(_) => unreachable!("invariant: answered above"),
+        Command::Modes(_) | Command::Model(_) => unreachable!("invariant: answered above"),
     }
 }
 

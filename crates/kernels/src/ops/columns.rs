@@ -2,8 +2,7 @@
 //!
 //! A convolution is `out[r, n] = bias[r] + Σ_d weight[r, d] · col[d, n]`, where column n holds the inputs
 //! that output n looks at. The column matrix is never built whole: each task unfolds some hundred columns
-//! into its own scratch and multiplies them. Sums of per-tap convolutions read the output once per tap and
-//! were 3 to 4 times slower than this (`docs/benchmarks.md`).
+//! into its own scratch and multiplies them. (A sum of per-tap products would read and write the output once per tap.)
 
 use gemm::Parallelism;
 use rayon::prelude::*;

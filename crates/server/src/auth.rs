@@ -77,12 +77,16 @@ fn application(target: &Target) -> Option<&str> {
 }
 
 /// What a caller shows.
-enum Shown<'a> {
+pub(crate) enum Shown<'a> {
     Key(&'a str),
     Token(std::borrow::Cow<'a, str>),
 }
 
-fn shown<'a>(
+/// Finds the key or token, wherever the route allows one to be.
+///
+/// # Errors
+/// [`Error::Unauthorized`] when there is none, or none that can be read.
+pub(crate) fn shown<'a>(
     target: &Target,
     method: &Method,
     headers: &'a HeaderMap,

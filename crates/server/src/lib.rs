@@ -15,6 +15,8 @@ pub mod auth;
 mod body;
 mod cors;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod health;
 mod metrics;
 mod openapi;
@@ -196,13 +198,11 @@ impl Call<'_> {
 async fn answer(app: Arc<App>, request: Request) -> Response {
     let began = Instant::now();
     let (parts, mut body) = request.into_parts();
-    let host = parts.uri.authority().map(http::uri::Authority::as_str);
-    let host = host.or_else(|| parts.headers.get(HOST).and_then(|host| host.to_str().ok()));
     let route = route::resolve(
         &parts.method,
         parts.uri.path(),
         parts.uri.query().unwrap_or_default(),
-        host,
+        host(&parts),
         &parts.headers,
     );
     let name = route.as_ref().map_or("none", |route| route.target.name());
@@ -248,6 +248,12 @@ async fn answer(app: Arc<App>, request: Request) -> Response {
     app.metrics.answered(name, response.status(), began.elapsed());
     tracing::debug!(method = %parts.method, route = name, %request_id, status = response.status().as_u16(), "answered");
     response
+}
+
+/// The host that the client meant: of an absolute request line, else of the Host header.
+fn host(parts: &http::request::Parts) -> Option<&str> {
+    let named = parts.uri.authority().map(http::uri::Authority::as_str);
+    named.or_else(|| parts.headers.get(HOST).and_then(|host| host.to_str().ok()))
 }
 
 fn refuse(why: Refusal) -> Error {

@@ -1,7 +1,7 @@
 //! The platform API: which models there are, what was asked of them, and forgetting it.
 
 use axum::response::Response;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, TimeDelta, Utc};
 use http::StatusCode;
 use serde_json::{Value, json};
 use spec::Mode;
@@ -96,7 +96,7 @@ fn named_modes(query: &str) -> Result<Vec<&'static Mode>, Error> {
     all(query, "endpoint_id").map(|id| openapi::find(&id).ok_or_else(|| Error::NoApplication(id))).collect()
 }
 
-fn history_filter(query: &str, now: DateTime<Utc>) -> Result<ListFilter, Error> {
+pub(crate) fn history_filter(query: &str, now: DateTime<Utc>) -> Result<ListFilter, Error> {
     let modes = named_modes(query)?;
     if modes.is_empty() {
         return Err(Unusable(
@@ -147,7 +147,11 @@ fn time(query: &str, name: &str) -> Result<Option<DateTime<Utc>>, Unusable> {
     // A `+` that was not percent-encoded arrives as a space.
     let plus = || text.replace(' ', "+").parse::<DateTime<Utc>>();
     let time = text.parse::<DateTime<Utc>>().or_else(|_| naive()).or_else(|_| date()).or_else(|_| plus());
-    time.map(Some).map_err(|_| Unusable(format!("{name} is not an ISO-8601 time")))
+    // Years of four digits: the ends of the calendar are no times, and a window before them would be none at all.
+    time.ok()
+        .filter(|time| (1..=9999).contains(&time.year()))
+        .map(Some)
+        .ok_or_else(|| Unusable(format!("{name} is not an ISO-8601 time of the years 0001 to 9999")))
 }
 
 fn item(job: Listed) -> Value {

@@ -50,12 +50,14 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// The configured public URL, else the Host header and scheme of the request at hand.
+    /// The configured public URL, else the Host header and scheme of the request at hand. A Host header that names
+    /// no host counts as none: no address could be made of it.
     pub(crate) fn new(public_url: Option<&Url>, headers: &HeaderMap) -> Self {
         if let Some(url) = public_url {
             return Self { root: url.as_str().trim_end_matches('/').to_owned(), by_host: false };
         }
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+        let host = host.filter(|host| is_host(host)).unwrap_or("localhost");
         let name = host.split(':').next().unwrap_or(host);
         let by_host = fal_host(name).is_some();
         let forwarded = headers.get(FORWARDED_PROTO).map(HeaderValue::as_bytes);
@@ -86,6 +88,12 @@ impl Origin {
             _ => format!("{}/{prefix}", self.root),
         }
     }
+}
+
+/// Whether this is a host with or without a port.
+fn is_host(text: &str) -> bool {
+    let authority = text.parse::<http::uri::Authority>();
+    authority.is_ok_and(|authority| !authority.host().is_empty() && !text.contains('@'))
 }
 
 /// The three addresses of a job. Owner and alias only, no sub-path and no `/response`: so the handles

@@ -6,7 +6,7 @@ use crate::host::{self, Host};
 use crate::matrix::{Threads, View, ViewMut, product};
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
-/// Σ over all axes but the last. x: [.., W] → [W]. Gradient for x.
+/// Σ over all axes but the last. x: `[.., W]` → `[W]`. Gradient for x.
 pub fn column_sums(x: &Tensor) -> Result<Tensor> {
     if x.rank() == 0 {
         return host::shape_error("column_sums", "x", x, "[.., width]");

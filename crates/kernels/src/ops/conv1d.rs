@@ -33,7 +33,7 @@ impl Walk1d {
     }
 }
 
-/// Convolves `x` [B, C, L] with `weight` [O, C, K] and adds `bias` [O]: [B, O, L'].
+/// Convolves `x` [B, C, L] with `weight` [O, C, K] and adds `bias` `[O]`: [B, O, L'].
 ///
 /// # Errors
 /// Ranks or channel counts that do not fit, a stride, dilation or tap count of 0, an input shorter than the filter,
@@ -96,7 +96,7 @@ impl CustomOp1 for Conv1d {
     }
 }
 
-/// Spreads `x` [B, C, L] by `stride` with `weight` [C, O, K], drops `padding` steps at both ends and adds `bias` [O]:
+/// Spreads `x` [B, C, L] by `stride` with `weight` [C, O, K], drops `padding` steps at both ends and adds `bias` `[O]`:
 /// [B, O, (L − 1)·stride + K − 2·padding].
 ///
 /// # Errors

@@ -18,7 +18,7 @@ pub struct Walk2d {
     pub columns: (usize, usize),
 }
 
-/// Convolves `x` [B, C, H, W] with `weight` [O, C, R, S] and adds `bias` [O]: [B, O, H', W'].
+/// Convolves `x` [B, C, H, W] with `weight` [O, C, R, S] and adds `bias` `[O]`: [B, O, H', W'].
 ///
 /// # Errors
 /// Ranks or channel counts that do not fit, a stride or tap count of 0, an input smaller than the filter,

@@ -25,7 +25,7 @@ pub struct FrozenLinear {
 }
 
 impl FrozenLinear {
-    /// weight: [out, in], bias: [out] (constant).
+    /// weight: [out, in], bias: `[out]` (constant).
     pub fn new(weight: FrozenWeight, bias: Option<Tensor>) -> Result<Self> {
         let bias = bias.map(|bias| checked_bias(&weight, &bias)).transpose()?;
         Ok(Self { weight, bias })
@@ -45,7 +45,7 @@ impl FrozenLinear {
         &self.weight
     }
 
-    /// [out], f32
+    /// `[out]`, f32
     #[must_use]
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()

@@ -22,7 +22,7 @@ use candle_core::Tensor;
 
 /// RMS norm over the last axis: x / √(mean(x²) + ε), times `weight` where one is given.
 ///
-/// x: [.., W], weight: [W] (constant). Gemma's weights are offsets from one: add the one at load.
+/// x: [.., W], weight: `[W]` (constant). Gemma's weights are offsets from one: add the one at load.
 pub fn rms_norm(x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let affine = match weight {
         Some(weight) => Affine::Weight(norm_weight("rms_norm", x, weight)?),

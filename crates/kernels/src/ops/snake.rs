@@ -26,7 +26,7 @@ pub struct Snake {
 }
 
 impl Snake {
-    /// Takes `alpha` and `beta` [C] (stored as logarithms) and the two filters (12 values in any shape), all f32.
+    /// Takes `alpha` and `beta` `[C]` (stored as logarithms) and the two filters (12 values in any shape), all f32.
     ///
     /// # Errors
     /// Other shapes or dtypes.

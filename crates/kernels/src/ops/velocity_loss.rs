@@ -25,7 +25,7 @@ pub fn velocity_loss(pred: &Tensor, target: &Tensor, mask: &Tensor) -> Result<Te
     pred.contiguous()?.apply_op1(VelocityLoss(Arc::new(op)))
 }
 
-/// The loss of each sample: [B]. Not recorded: for logs.
+/// The loss of each sample: `[B]`. Not recorded: for logs.
 pub fn velocity_loss_per_sample(pred: &Tensor, target: &Tensor, mask: &Tensor) -> Result<Tensor> {
     let pred = pred.detach();
     let batch = pred.dims().first().copied().unwrap_or(0);

@@ -6,7 +6,7 @@
 //!
 //! Messages name the class of a refused address, never what an address answered.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -207,6 +207,8 @@ impl Outbound {
             None => return Err(not_a_url(": it names no host".to_owned())),
             Some(Host::Ipv4(v4)) => IpAddr::V4(v4),
             Some(Host::Ipv6(v6)) => IpAddr::V6(v6),
+            // RFC 6761: never another machine, whatever a resolver says.
+            Some(Host::Domain(name)) if is_localhost(name) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             Some(Host::Domain(_)) => return Ok(parsed),
         };
         match self.options.allowed.check(literal) {
@@ -320,6 +322,11 @@ fn limited(
             over = chunk.is_err();
             std::future::ready(!stop)
         })
+}
+
+fn is_localhost(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || name.to_ascii_lowercase().ends_with(".localhost")
 }
 
 fn host(url: &Url) -> String {

@@ -243,6 +243,23 @@ impl Objects {
         })
     }
 
+    /// The objects under a prefix that were written before `cutoff`.
+    pub fn list_before(
+        &self,
+        prefix: &Key,
+        cutoff: SystemTime,
+    ) -> impl Stream<Item = Result<Key, Error>> + Send + use<> {
+        let (store, prefix) = (self.store.clone(), prefix.clone());
+        store.list(Some(prefix.path())).filter_map(move |found| {
+            let key = match found {
+                Ok(meta) if SystemTime::from(meta.last_modified) >= cutoff => None,
+                Ok(meta) => Some(Ok(Key::listed(meta.location))),
+                Err(error) => Some(Err(failed(&prefix, error))),
+            };
+            std::future::ready(key)
+        })
+    }
+
     /// The file on this machine that holds an object, where there is one: workers read it without copying.
     #[must_use]
     pub fn local_path(&self, key: &Key) -> Option<PathBuf> {

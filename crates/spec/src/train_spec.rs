@@ -1,5 +1,6 @@
 //! A checked training request with every default filled in: what the job row stores and the worker reads.
 
+use crate::Loc;
 use crate::geometry::{self, Size};
 use crate::mode::Mode;
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,22 @@ pub struct ValidationItem {
 }
 
 impl ValidationItem {
+    fn urls_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut String)> {
+        [
+            ("image_url", &mut self.image_url),
+            ("start_image_url", &mut self.start_image_url),
+            ("end_image_url", &mut self.end_image_url),
+            ("middle_image_url", &mut self.middle_image_url),
+            ("video_url", &mut self.video_url),
+            ("mask_url", &mut self.mask_url),
+            ("reference_video_url", &mut self.reference_video_url),
+            ("audio_url", &mut self.audio_url),
+            ("reference_audio_url", &mut self.reference_audio_url),
+        ]
+        .into_iter()
+        .filter_map(|(name, url)| url.as_mut().map(|url| (name, url)))
+    }
+
     /// The addresses it names, by field.
     pub fn urls(&self) -> impl Iterator<Item = (&'static str, &str)> {
         [
@@ -205,6 +222,17 @@ impl TrainSpec {
     /// Size of previews in pixels.
     pub fn validation_size(&self) -> Size {
         geometry::bucket(self.validation_resolution, self.validation_aspect_ratio)
+    }
+
+    /// Every address of the request with its place in the body, for those that store what an address holds.
+    pub fn addresses_mut(&mut self) -> Vec<(Vec<Loc>, &mut String)> {
+        let mut all = vec![(crate::at("training_data_url"), &mut self.training_data_url)];
+        for (index, item) in self.validation.iter_mut().enumerate() {
+            let place =
+                |name| vec![Loc::from("body"), Loc::from("validation"), Loc::from(index), Loc::from(name)];
+            all.extend(item.urls_mut().map(|(name, url)| (place(name), url)));
+        }
+        all
     }
 
     /// The kept rectangle in training pixels, snapped to the grid, for modes that have one.

@@ -216,6 +216,10 @@ impl Store {
                 where id = $1 and finished_at is not null and deleted_at is null for update
             ), lines as (
                 delete from job_events using old where job_id = old.id
+            ), files as (
+                delete from outputs using old where job_id = old.id
+            ), removal as (
+                insert into removals (job_id, due_at) select id, kiln_now() from old
             ), hook as (
                 update webhook_deliveries set state = 'gave_up', finished_at = kiln_now(), lock = null,
                     error = 'the request was deleted'

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::{
     Error, Lease, Store,
     events::{EventRow, read_events},
+    outputs::NewOutput,
     positions::{Place, Positions},
     retry::persist,
     submit::Batched,
@@ -255,15 +256,16 @@ pub(crate) struct End {
     pub(crate) failure: Option<String>,
     pub(crate) error: Option<String>,
     pub(crate) error_type: Option<&'static str>,
+    pub(crate) outputs: Vec<NewOutput>,
 }
 
 impl End {
     pub(crate) fn completed(outcome: &Outcome) -> Self {
-        let outcome = Some(json_text(outcome));
         Self {
             state: State::Completed,
             http_status: 200,
-            outcome,
+            outcome: Some(json_text(outcome)),
+            outputs: NewOutput::all(outcome),
             failure: None,
             error: None,
             error_type: None,
@@ -286,6 +288,7 @@ impl End {
             failure: Some(json_text(failure)),
             error: Some(clean(&failure.error_line())),
             error_type: failure.error_type(),
+            outputs: Vec::new(),
         }
     }
 }

@@ -25,6 +25,7 @@ use uuid::Uuid;
 use crate::{
     Error, Store,
     jobs::{End, clean, end_jobs, json_text, read_json},
+    outputs::insert_outputs,
 };
 
 /// A worker's hold on a job.
@@ -237,8 +238,10 @@ impl Store {
         const ENDED: &str = "/* ended_by_us */
             select exists (select from jobs where id = $1 and attempt = $2 and final_token = $3)";
         let write = || async {
-            let mut connection = self.pool().acquire().await?;
-            if end_jobs(&mut connection, &[lease.job], Some(lease), &end).await? > 0 {
+            let mut tx = self.pool().begin().await?;
+            if end_jobs(&mut tx, &[lease.job], Some(lease), &end).await? > 0 {
+                insert_outputs(&mut tx, lease.job, &end.outputs).await?;
+                tx.commit().await?;
                 return Ok(true);
             }
             // An earlier try may have ended it, its answer lost.
@@ -246,7 +249,7 @@ impl Store {
                 .bind(lease.job)
                 .bind(lease.attempt)
                 .bind(lease.token)
-                .fetch_one(&mut *connection)
+                .fetch_one(&mut *tx)
                 .await
         };
         if self.persist(write).await? { Ok(()) } else { Err(Error::LeaseLost) }

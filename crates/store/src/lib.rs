@@ -23,6 +23,7 @@ mod jobs;
 mod keys;
 mod leases;
 mod options;
+mod outputs;
 mod positions;
 mod retry;
 mod secrets;
@@ -39,9 +40,12 @@ pub use jobs::{Answer, Cancel, Log, Logs, Priority, State, Status};
 pub use keys::{ApiKey, KeyText, NewKey, Verified};
 pub use leases::{Claim, Lease, Renewal, Requeued};
 pub use options::Options;
+pub use outputs::{Doomed, OWN_SCHEME, Output, Removal};
 pub use secrets::SigningKey;
 pub use store::{Migrated, Store};
 pub use submit::{NewJob, Submitted, Work};
 pub use sweep::{QueueCount, Recent, Swept};
-pub use uploads::{NewUpload, Upload, UploadState};
+pub use uploads::{
+    Completed, Content, Lifecycle, MAX_PARTS, NewUpload, Part, Recorded, StoredObject, Upload,
+};
 pub use webhooks::Delivery;

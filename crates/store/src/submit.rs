@@ -47,6 +47,8 @@ pub struct NewJob {
     pub tags: Option<String>,
     /// Routing wish; recorded only.
     pub runner_hint: Option<String>,
+    /// Where the client reaches the files of the result, without trailing slash.
+    pub files_url: Option<String>,
 }
 
 /// What a request turned out to be.
@@ -76,6 +78,7 @@ impl NewJob {
             lifecycle: None,
             tags: None,
             runner_hint: None,
+            files_url: None,
         }
     }
 }
@@ -139,6 +142,7 @@ pub(crate) struct Submission {
     lifecycle: Option<String>,
     tags: Option<String>,
     runner_hint: Option<String>,
+    files_url: Option<String>,
 }
 
 impl Submission {
@@ -167,6 +171,7 @@ impl Submission {
             lifecycle: job.lifecycle.as_ref().map(json_text),
             tags: job.tags.as_deref().map(clean),
             runner_hint: job.runner_hint.as_deref().map(clean),
+            files_url: job.files_url.as_deref().map(clean),
         }
     }
 
@@ -276,17 +281,18 @@ struct Inserted {
 async fn insert_jobs(pool: &PgPool, batch: &[&Submission]) -> Result<Vec<Inserted>, sqlx::Error> {
     const SQL: &str = "/* insert_jobs */
         insert into jobs (id, path, priority, state, key_id, input, spec, webhook_url, store_io, lifecycle, tags,
-            runner_hint, start_deadline, max_attempts, http_status, failure, error, error_type,
+            runner_hint, files_url, start_deadline, max_attempts, http_status, failure, error, error_type,
             created_at, finished_at)
         select id, path, priority, case when failure is null then 'queued' else 'failed' end, key_id, input::json,
             spec::json, webhook_url, store_io, lifecycle::json, tags, runner_hint,
+            files_url,
             kiln_now() + make_interval(secs => start_timeout), max_attempts, http_status, failure::json, error,
             error_type, kiln_now(), case when failure is not null then kiln_now() end
         from unnest($1::uuid[], $2::text[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::boolean[], $9::text[], $10::text[], $11::text[], $12::float8[], $13::integer[], $14::smallint[],
-            $15::text[], $16::text[], $17::text[])
+            $8::boolean[], $9::text[], $10::text[], $11::text[], $12::text[], $13::float8[], $14::integer[],
+            $15::smallint[], $16::text[], $17::text[], $18::text[])
             with ordinality as batch (id, path, priority, key_id, input, spec, webhook_url, store_io, lifecycle,
-                tags, runner_hint, start_timeout, max_attempts, http_status, failure, error, error_type, ord)
+                tags, runner_hint, files_url, start_timeout, max_attempts, http_status, failure, error, error_type, ord)
         order by ord
         on conflict (id) do nothing
         returning id, seq, path, priority, state";
@@ -311,6 +317,7 @@ async fn insert_jobs(pool: &PgPool, batch: &[&Submission]) -> Result<Vec<Inserte
         .bind(column(batch, |s| s.lifecycle.as_deref()))
         .bind(column(batch, |s| s.tags.as_deref()))
         .bind(column(batch, |s| s.runner_hint.as_deref()))
+        .bind(column(batch, |s| s.files_url.as_deref()))
         .bind(column(batch, |s| s.start_timeout_seconds))
         .bind(column(batch, |s| s.max_attempts))
         .bind(column(batch, |s| end(s, |e| Some(e.http_status))))

@@ -23,6 +23,12 @@ pub struct Delivery {
     pub tries: u32,
     /// When the job became final.
     pub created_at: DateTime<Utc>,
+    /// Host and port of the address.
+    pub receiver: String,
+    /// The key that submitted the job.
+    pub key_id: Option<String>,
+    /// Where the client reaches the files of the result.
+    pub files_url: Option<String>,
     /// What to report.
     pub answer: Answer,
     lock: Uuid,
@@ -35,34 +41,63 @@ struct DueRow {
     url: String,
     tries: i32,
     created_at: DateTime<Utc>,
+    receiver: String,
+    key_id: Option<String>,
+    files_url: Option<String>,
     outcome: Option<String>,
     failure: Option<String>,
 }
 
 impl Store {
-    /// Takes due deliveries, longest due first. Nobody else gets them for the time of `hold`; a sender that dies
-    /// leaves them to the next one after that.
+    /// Takes due deliveries: at most `limit` in all and `each` of one receiver, none of the receivers in `busy`. Nobody
+    /// else gets them for the time of `hold`; a sender that dies leaves them to the next one after that.
     ///
     /// # Errors
     ///
     /// [`Error::Unavailable`].
-    pub async fn due_webhooks(&self, limit: u32, hold: Duration) -> Result<Vec<Delivery>, Error> {
+    pub async fn due_webhooks(
+        &self,
+        limit: u32,
+        each: u32,
+        busy: &[String],
+        hold: Duration,
+    ) -> Result<Vec<Delivery>, Error> {
+        // Walks the index from receiver to receiver, so that a long backlog of one costs the others nothing.
         const SQL: &str = "/* due_webhooks */
-            with due as (
-                select id as due_id from webhook_deliveries
-                where state = 'pending' and due_at <= kiln_now()
-                order by due_at, id limit $1 for update skip locked
+            with recursive receivers as (
+                (select receiver from webhook_deliveries where state = 'pending' order by receiver limit 1)
+                union all
+                select (
+                    select receiver from webhook_deliveries
+                    where state = 'pending' and receiver > receivers.receiver order by receiver limit 1
+                ) from receivers where receivers.receiver is not null
+            ), due as materialized (
+                select next.id as due_id
+                from receivers cross join lateral (
+                    select id from webhook_deliveries
+                    where state = 'pending' and receiver = receivers.receiver and due_at <= kiln_now()
+                    order by due_at, id limit $5 for update skip locked
+                ) as next
+                where receivers.receiver <> all($4)
+                limit $1
             )
             update webhook_deliveries as hook
             set tries = tries + 1, due_at = kiln_now() + make_interval(secs => $2), lock = $3
             from due, jobs
             where hook.id = due_id and jobs.id = hook.job_id
-            returning hook.id, hook.job_id, hook.url, hook.tries, hook.created_at, jobs.outcome::text as outcome,
-                jobs.failure::text as failure";
+            returning hook.id, hook.job_id, hook.url, hook.tries, hook.created_at, hook.receiver, jobs.key_id,
+                jobs.files_url, jobs.outcome::text as outcome, jobs.failure::text as failure";
         let lock = Uuid::new_v4();
         let seconds = hold.as_secs_f64();
-        let take =
-            || sqlx::query_as(SQL).bind(i64::from(limit)).bind(seconds).bind(lock).fetch_all(self.pool());
+        let take = || {
+            sqlx::query_as(SQL)
+                .bind(i64::from(limit))
+                .bind(seconds)
+                .bind(lock)
+                .bind(busy)
+                .bind(i64::from(each))
+                .fetch_all(self.pool())
+        };
         let mut rows: Vec<DueRow> = self.persist(take).await?;
         rows.sort_by_key(|row| row.id);
         rows.into_iter()
@@ -73,6 +108,9 @@ impl Store {
                     url: row.url,
                     tries: row.tries.unsigned_abs(),
                     created_at: row.created_at,
+                    receiver: row.receiver,
+                    key_id: row.key_id,
+                    files_url: row.files_url,
                     answer: read_answer(row.job_id, row.outcome.as_deref(), row.failure.as_deref())?,
                     lock,
                 })

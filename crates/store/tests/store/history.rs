@@ -101,7 +101,7 @@ async fn a_deleted_request_answers_as_unknown_and_gives_its_files_back() -> Resu
     assert_eq!((store.status(id(1), Logs::All).await?, store.result(id(1)).await?), (None, None));
     assert_eq!(store.wait_final(id(1)).await?, None);
     assert_eq!(store.delete_payloads(id(1)).await?, Deletion::NotFound);
-    assert_eq!(store.due_webhooks(9, Duration::from_secs(1)).await?, []);
+    assert_eq!(store.due_webhooks(9, 9, &[], Duration::from_secs(1)).await?, []);
     let left: (i64, bool) = sqlx::query_as(
         "select (select count(*) from job_events), bool_and(coalesce(input, spec, plan, outcome, failure) is null) from jobs",
     )

@@ -114,7 +114,7 @@ async fn a_job_whose_workers_keep_dying_fails_with_a_clear_error_and_its_webhook
     assert_eq!((status.state, status.http_status), (State::Failed, Some(503)));
     assert_eq!(status.error_type.as_deref(), Some("runner_disconnected"));
     assert_eq!(store.result(id(1)).await?, Some(Answer::Failed(Failure::workers_lost(5))));
-    let due = at(&db, clock).await?.due_webhooks(9, std::time::Duration::from_secs(1)).await?;
+    let due = at(&db, clock).await?.due_webhooks(9, 9, &[], std::time::Duration::from_secs(1)).await?;
     assert_eq!(due.len(), 1);
     assert_eq!(due[0].answer, Answer::Failed(Failure::workers_lost(5)));
     Ok(())

@@ -11,6 +11,7 @@ mod keys;
 mod leases;
 mod migrations;
 mod notifications;
+mod outputs;
 mod sweep;
 mod uploads;
 mod webhooks;

@@ -51,7 +51,7 @@ async fn results_not_to_be_kept_go_after_an_hour_unless_a_webhook_needs_them() -
     assert_eq!(later.sweep().await?.forgotten, 1);
     assert_eq!((later.status(id(1), Logs::All).await?, later.result(id(1)).await?), (None, None));
     assert_eq!(later.result(id(3)).await?, Some(Answer::Completed(outcome())));
-    let due = later.due_webhooks(9, Duration::from_secs(60)).await?;
+    let due = later.due_webhooks(9, 9, &[], Duration::from_secs(60)).await?;
     assert_eq!(due[0].answer, Answer::Completed(outcome()), "the receiver gets the whole result");
     later.webhook_delivered(&due[0], 200).await?;
     assert_eq!(later.sweep().await?.forgotten, 1);

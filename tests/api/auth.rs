@@ -226,7 +226,7 @@ async fn a_token_expires() {
             ..server::Options::default()
         };
         // Another server on the same database: both know the secret.
-        let router = server::app(server::App::new(api.store.clone(), options));
+        let router = api.router_of(api.store.clone(), options);
         let request = Request::get(&path).body(Body::empty()).unwrap();
         let reply = Reply::read(tower::ServiceExt::oneshot(router, request).await.unwrap()).await;
         assert_eq!(reply.status, status, "{seconds} s later");

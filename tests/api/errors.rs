@@ -116,7 +116,8 @@ async fn an_unreachable_database_is_a_503_worth_a_retry() {
         store::Options { patience: std::time::Duration::from_millis(100), ..store::Options::default() };
     let store = store::Store::connect(cluster.url(), options).await.unwrap();
     let options = server::Options { auth: server::Auth::InsecureNoAuth, ..server::Options::default() };
-    let router = server::app(server::App::new(store, options));
+    let api = Api::new().await;
+    let router = api.router_of(store, options);
     let get = async |path: String| {
         let request = http::Request::get(path).body(axum::body::Body::empty()).unwrap();
         crate::support::Reply::read(tower::ServiceExt::oneshot(router.clone(), request).await.unwrap()).await

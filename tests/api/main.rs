@@ -6,7 +6,9 @@
 mod auth;
 mod cancel;
 mod cors;
+mod data_uris;
 mod errors;
+mod files;
 mod history;
 mod models;
 mod operations;
@@ -20,4 +22,7 @@ mod status;
 mod stream;
 mod submit;
 mod support;
+mod tls;
+mod uploads;
+mod webhooks;
 mod wire;

@@ -39,7 +39,7 @@ async fn the_proxy_route_reads_the_targets_query() {
     let reply =
         api.call("POST", "/api/fal/proxy?fal_webhook=nonsense", &[("x-fal-target-url", &url)], "{}").await;
     assert_eq!(reply.status, 200);
-    let due = api.store.due_webhooks(1, std::time::Duration::from_secs(1)).await.unwrap();
+    let due = api.store.due_webhooks(1, 1, &[], std::time::Duration::from_secs(1)).await.unwrap();
     assert_eq!(due[0].url, "https://receiver.example/hook");
 }
 

@@ -64,6 +64,8 @@ pub(crate) struct Api {
     pub(crate) store: Store,
     pub(crate) app: Arc<App>,
     pub(crate) router: Router,
+    /// Where the object store keeps its files.
+    pub(crate) folder: tempfile::TempDir,
     /// `Key id:secret`
     pub(crate) key: String,
 }
@@ -75,8 +77,30 @@ impl Api {
 
     /// A server with other options.
     pub(crate) async fn with(change: impl FnOnce(&mut Options)) -> Self {
+        Self::reaching("", change).await
+    }
+
+    /// A server that may reach these addresses beside public ones.
+    pub(crate) async fn reaching(allowed: &str, change: impl FnOnce(&mut Options)) -> Self {
         let db = testkit::pg::database().await.unwrap();
         let store = store_at(&db, now()).await;
+        Self::on(db, store, allowed, change).await
+    }
+
+    /// The same with a database whose clock runs.
+    pub(crate) async fn ticking(allowed: &str, change: impl FnOnce(&mut Options)) -> Self {
+        let db = testkit::pg::database().await.unwrap();
+        let options = store::Options { max_connections: 6, ..store::Options::default() };
+        let store = Store::connect(&db.url(), options).await.unwrap();
+        Self::on(db, store, allowed, change).await
+    }
+
+    async fn on(
+        db: testkit::pg::Database,
+        store: Store,
+        allowed: &str,
+        change: impl FnOnce(&mut Options),
+    ) -> Self {
         let key = store.create_key("tests").await.unwrap();
         let ids = AtomicU64::new(0);
         let mut options = Options {
@@ -85,8 +109,45 @@ impl Api {
             ..Options::default()
         };
         change(&mut options);
-        let app = App::new(store.clone(), options);
-        Self { db, store, router: server::app(app.clone()), app, key: format!("Key {}", key.text) }
+        let folder = tempfile::tempdir().unwrap();
+        let location = objects::Location::Folder(folder.path().join("objects"));
+        let objects = objects::Objects::open(&objects::Options { location }).unwrap();
+        let allowed = objects::addresses::Allowed::parse(allowed.split_whitespace()).unwrap();
+        let outbound = objects::outbound::Options { allowed, ..objects::outbound::Options::default() };
+        let outbound = objects::outbound::Outbound::new(outbound).unwrap();
+        let app = App::new(store.clone(), objects, outbound, options);
+        let router = server::app(app.clone());
+        Self { db, store, router, app, folder, key: format!("Key {}", key.text) }
+    }
+
+    /// Another server on the same objects.
+    pub(crate) fn router_of(&self, store: Store, options: Options) -> Router {
+        let outbound = objects::outbound::Outbound::new(objects::outbound::Options::default()).unwrap();
+        server::app(App::new(store, self.app.files().objects().clone(), outbound, options))
+    }
+
+    /// Another server on the same rows and objects, some time later.
+    pub(crate) async fn server_later(&self, time: TimeDelta) -> Router {
+        let store = self.later(time).await;
+        let options = Options { clock: Clock::from_fn(move || now() + time), ..Options::default() };
+        self.router_of(store, options)
+    }
+
+    /// Every object there is.
+    pub(crate) fn objects(&self) -> Vec<String> {
+        fn walk(folder: &std::path::Path, found: &mut Vec<String>) {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    walk(&path, found)
+                } else {
+                    found.push(path.to_string_lossy().into_owned())
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.folder.path().join("objects"), &mut found);
+        found
     }
 
     /// The same database, some time later.

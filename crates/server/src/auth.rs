@@ -20,6 +20,8 @@ use crate::route::Target;
 pub(crate) const TOKEN_PARAMETER: &str = "fal_jwt_token";
 /// The name under which the store keeps the signing secret.
 pub(crate) const TOKEN_SECRET: &str = "token-signing";
+/// What a token for uploads opens. No application has such an alias.
+pub(crate) const UPLOADS: &str = "storage:upload";
 /// The header part of every token: `{"alg":"HS256","typ":"JWT"}`.
 const TOKEN_HEADER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";
 /// Longer tokens are not worth decoding.
@@ -61,9 +63,15 @@ impl Caller {
     }
 }
 
-/// Whether a route answers anyone.
+/// Whether a route answers anyone. An upload address with its secret in the query is its own permission: the JS client
+/// sends no key along, and the one that Python's fallback sends is not looked at.
 fn is_public(target: &Target) -> bool {
-    matches!(target, Target::Preflight | Target::OpenApi | Target::Health | Target::Ready)
+    match target {
+        Target::Preflight | Target::OpenApi | Target::Health | Target::Ready | Target::Jwks => true,
+        Target::File(_) => true,
+        Target::Put(slot, _) | Target::Complete(slot) => slot.secret.is_none(),
+        _ => false,
+    }
 }
 
 /// The application that a token must open for this route; `None` where only a key will do.
@@ -72,6 +80,7 @@ fn application(target: &Target) -> Option<&str> {
         Target::Submit(endpoint) | Target::Run(endpoint) | Target::Request { endpoint, .. } => {
             Some(&endpoint.alias)
         }
+        Target::Upload | Target::UploadParts | Target::Put(..) | Target::Complete(_) => Some(UPLOADS),
         _ => None,
     }
 }
@@ -140,6 +149,19 @@ pub(crate) async fn authorize(
             }
             Ok(claims.sub.map_or(Caller::Anyone, Caller::Key))
         }
+    }
+}
+
+/// The key of a caller of a public route, when it shows a good one.
+pub(crate) async fn shown_key(app: &crate::App, headers: &HeaderMap) -> Result<Option<String>, Error> {
+    let header = headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok()).unwrap_or_default();
+    let (scheme, text) = header.trim().split_once(char::is_whitespace).unwrap_or_default();
+    if !scheme.eq_ignore_ascii_case("key") {
+        return Ok(None);
+    }
+    match app.store.verify_key(text.trim()).await? {
+        store::Verified::Key { id } => Ok(Some(id)),
+        store::Verified::Malformed | store::Verified::Unknown => Ok(None),
     }
 }
 

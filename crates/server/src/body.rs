@@ -28,15 +28,7 @@ pub(crate) async fn read(body: &mut Body, limit: u64) -> Result<Bytes, Error> {
     }
     let mut whole = BytesMut::new();
     loop {
-        let frame = tokio::time::timeout(STALLED, body.frame())
-            .await
-            .map_err(|_| Error::BrokenBody("The request body stalled before its end"))?;
-        let Some(frame) = frame else {
-            *body = Body::empty();
-            return Ok(whole.freeze());
-        };
-        let frame = frame.map_err(|_| Error::BrokenBody("The request body ended early"))?;
-        let Ok(data) = frame.into_data() else { continue };
+        let Some(data) = next(body).await? else { return Ok(whole.freeze()) };
         if (whole.len() + data.len()) as u64 > limit {
             return Err(Error::TooLarge(limit));
         }
@@ -48,6 +40,26 @@ pub(crate) async fn read(body: &mut Body, limit: u64) -> Result<Bytes, Error> {
             whole.reserve(usize::try_from(size.lower().min(FIRST_BYTES)).unwrap_or(0).max(data.len()));
         }
         whole.extend_from_slice(&data);
+    }
+}
+
+/// The next piece of a body; `None` at its end.
+///
+/// # Errors
+/// [`Error::BrokenBody`] when the client stops sending.
+pub(crate) async fn next(body: &mut Body) -> Result<Option<Bytes>, Error> {
+    loop {
+        let frame = tokio::time::timeout(STALLED, body.frame())
+            .await
+            .map_err(|_| Error::BrokenBody("The request body stalled before its end"))?;
+        let Some(frame) = frame else {
+            *body = Body::empty();
+            return Ok(None);
+        };
+        let frame = frame.map_err(|_| Error::BrokenBody("The request body ended early"))?;
+        if let Ok(data) = frame.into_data() {
+            return Ok(Some(data));
+        }
     }
 }
 

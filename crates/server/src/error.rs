@@ -41,6 +41,24 @@ pub enum Error {
         "The request body is larger than {0} bytes, the limit of this server. Put large data behind a URL."
     )]
     TooLarge(u64),
+    /// A file beyond the limit, in bytes.
+    #[error("The file is larger than {0} bytes, the limit of this server")]
+    FileTooLarge(u64),
+    /// An upload that cannot go on like this.
+    #[error("{0}")]
+    Upload(String),
+    /// No such upload, or its time is over.
+    #[error("This upload does not exist or has expired. Begin a new one.")]
+    NoUpload,
+    /// The secret in the address is not the upload's.
+    #[error("The secret in the upload address is wrong")]
+    WrongSecret,
+    /// No such file, or its time is over.
+    #[error("File not found")]
+    NoFile,
+    /// Somebody else's file, by its owner's wish.
+    #[error("You may not read this file")]
+    HiddenFile,
     /// A body that broke off or stalled.
     #[error("{0}")]
     BrokenBody(&'static str),
@@ -62,6 +80,9 @@ pub enum Error {
     /// The database failed the request.
     #[error(transparent)]
     Store(store::Error),
+    /// The object store failed the request.
+    #[error(transparent)]
+    Objects(objects::Error),
     /// A handler broke an invariant.
     #[error("{0}")]
     Bug(String),
@@ -76,9 +97,29 @@ impl From<store::Error> for Error {
     }
 }
 
+impl From<objects::Error> for Error {
+    fn from(error: objects::Error) -> Self {
+        match error {
+            objects::Error::TooLarge { limit } => Self::FileTooLarge(limit),
+            error => Self::Objects(error),
+        }
+    }
+}
+
+impl From<files::Error> for Error {
+    fn from(error: files::Error) -> Self {
+        match error {
+            files::Error::Store(error) => error.into(),
+            files::Error::Objects(error) => error.into(),
+            error @ (files::Error::DataUri(_) | files::Error::BadKey { .. }) => Self::Bug(error.to_string()),
+        }
+    }
+}
+
 /// What a caller is told when the cause is inside: nothing but that.
 const INTERNAL: &str = "Internal server error";
 const UNAVAILABLE: &str = "The queue cannot be reached at the moment, send the request again";
+const NO_STORAGE: &str = "The file storage cannot be used at the moment, send the request again";
 
 impl Error {
     /// The HTTP status.
@@ -86,27 +127,35 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-            Self::Forbidden(_) => StatusCode::FORBIDDEN,
-            Self::NoApplication(_) | Self::NoPath(_) | Self::NoRequest => StatusCode::NOT_FOUND,
-            Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::InvalidTarget | Self::BrokenBody(_) | Self::Unusable(_) | Self::NotFinished => {
-                StatusCode::BAD_REQUEST
+            Self::Forbidden(_) | Self::WrongSecret | Self::HiddenFile => StatusCode::FORBIDDEN,
+            Self::NoApplication(_) | Self::NoPath(_) | Self::NoRequest | Self::NoUpload | Self::NoFile => {
+                StatusCode::NOT_FOUND
             }
-            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::InvalidTarget
+            | Self::BrokenBody(_)
+            | Self::Unusable(_)
+            | Self::Upload(_)
+            | Self::NotFinished => StatusCode::BAD_REQUEST,
+            Self::TooLarge(_) | Self::FileTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Field(..) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::QueueFull(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::ShuttingDown | Self::Store(store::Error::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Store(_) | Self::Bug(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::ShuttingDown
+            | Self::Store(store::Error::Unavailable(_))
+            | Self::Objects(objects::Error::Unavailable { .. }) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Store(_) | Self::Objects(_) | Self::Bug(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
     /// fal's word for it, where the wire has one.
     fn error_type(&self) -> Option<&'static str> {
         match self {
-            Self::Unusable(_) | Self::BrokenBody(_) => Some("bad_request"),
+            Self::Unusable(_) | Self::BrokenBody(_) | Self::Upload(_) => Some("bad_request"),
             Self::ShuttingDown => Some("runner_disconnected"),
-            Self::Store(store::Error::Unavailable(_)) => Some("runner_connection_error"),
-            Self::Store(_) | Self::Bug(_) => Some("internal_error"),
+            Self::Store(store::Error::Unavailable(_)) | Self::Objects(objects::Error::Unavailable { .. }) => {
+                Some("runner_connection_error")
+            }
+            Self::Store(_) | Self::Objects(_) | Self::Bug(_) => Some("internal_error"),
             _ => None,
         }
     }
@@ -115,7 +164,8 @@ impl Error {
     fn detail(&self) -> String {
         match self {
             Self::Store(store::Error::Unavailable(_)) => UNAVAILABLE.to_owned(),
-            Self::Store(_) | Self::Bug(_) => INTERNAL.to_owned(),
+            Self::Objects(objects::Error::Unavailable { .. }) => NO_STORAGE.to_owned(),
+            Self::Store(_) | Self::Objects(_) | Self::Bug(_) => INTERNAL.to_owned(),
             other => other.to_string(),
         }
     }
@@ -172,11 +222,13 @@ impl Error {
             Self::MethodNotAllowed(allow) => {
                 headers.insert(ALLOW, HeaderValue::from_static(allow));
             }
-            Self::ShuttingDown | Self::Store(store::Error::Unavailable(_)) => {
+            Self::ShuttingDown
+            | Self::Store(store::Error::Unavailable(_))
+            | Self::Objects(objects::Error::Unavailable { .. }) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
                 wire::retryable(headers, true);
             }
-            Self::Store(_) | Self::Bug(_) => wire::retryable(headers, false),
+            Self::Store(_) | Self::Objects(_) | Self::Bug(_) => wire::retryable(headers, false),
             _ => {}
         }
         response

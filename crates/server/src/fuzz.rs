@@ -90,7 +90,7 @@ fn resolved(parts: &Parts, route: &Route<'_>) {
         assert!(params.webhook.is_none() && params.max_queue_length.is_none());
     }
     if let Some(mode) = params::value(query, "endpoint_id").and_then(|id| openapi::find(&id)) {
-        let document = openapi::make(mode, &Origin::new(None, headers));
+        let document = openapi::make(mode, &Origin::new(None, headers, false));
         assert!(document["servers"][0]["url"].is_string());
     }
     let now = DateTime::from_timestamp(NOW_SECONDS, 0).expect("a time");
@@ -133,7 +133,7 @@ fn caller(parts: &Parts, route: &Route<'_>) {
 
 /// Addresses are absolute, and whole whatever the Host header says.
 fn origins(headers: &HeaderMap) {
-    let origin = Origin::new(None, headers);
+    let origin = Origin::new(None, headers, false);
     for service in
         [Service::Queue, Service::Run, Service::Rest, Service::Cdn, Service::Platform, Service::Site]
     {
@@ -159,7 +159,7 @@ fn events(text: &[u8]) {
     let text = String::from_utf8_lossy(text);
     let at = DateTime::from_timestamp(NOW_SECONDS, 0).expect("a time");
     let job = running(&text, at);
-    let document = StatusDocument::of(&Origin::new(None, &HeaderMap::new()), &job);
+    let document = StatusDocument::of(&Origin::new(None, &HeaderMap::new(), false), &job);
     let plain: Value =
         serde_json::from_slice(&body(wire::json(http::StatusCode::OK, &document))).expect("JSON");
     let event = Event::default().data(wire::ascii_json(&document));

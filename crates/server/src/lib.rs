@@ -8,13 +8,15 @@
 //! Invariants:
 //! - knows no SQL, no tensors, no media; reads no configuration: whoever starts it hands in [`Options`];
 //! - a job is accepted only when the store says that it is committed;
-//! - never fetches an address that a client names;
+//! - reaches an address that a client names only through `objects::outbound`, to deliver a webhook;
+//! - holds no file in memory: uploads and downloads stream;
 //! - logs no header, no query string and no body: keys, tokens, webhook addresses and data URIs stay out.
 
 pub mod auth;
 mod body;
 mod cors;
 pub mod error;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod health;
@@ -23,9 +25,13 @@ mod openapi;
 pub mod params;
 mod platform;
 mod queue;
+mod range;
 pub mod route;
 mod serve;
+pub mod tls;
 mod token;
+mod uploads;
+pub mod webhooks;
 mod wire;
 
 use std::panic::AssertUnwindSafe;
@@ -47,12 +53,15 @@ use tracing::Instrument as _;
 use url::Url;
 use uuid::Uuid;
 
+use ::files::Files;
 pub use auth::Auth;
 use auth::Caller;
 use error::Error;
 use metrics::Metrics;
+use objects::Objects;
+use objects::outbound::Outbound;
 use route::{Refusal, Refused, Target};
-pub use serve::serve;
+pub use serve::{OverTls, serve, serve_with_tls};
 use wire::Origin;
 
 /// Everything that can be set about the server.
@@ -64,6 +73,14 @@ pub struct Options {
     pub auth: Auth,
     /// The largest JSON body, in bytes.
     pub body_limit: u64,
+    /// The largest file that may be uploaded, in bytes.
+    pub upload_limit: u64,
+    /// How long an upload stays open without another byte.
+    pub upload_open_for: Duration,
+    /// How long a token for uploads is good.
+    pub upload_token_lifetime: Duration,
+    /// How webhooks are delivered.
+    pub webhooks: webhooks::Options,
     /// Where new request ids come from.
     pub ids: Ids,
     /// What time it is, for tokens. Jobs live by the database's clock.
@@ -82,6 +99,10 @@ impl Default for Options {
             public_url: None,
             auth: Auth::Required,
             body_limit: 256 << 20,
+            upload_limit: 64 << 30,
+            upload_open_for: Duration::from_secs(24 * 3600),
+            upload_token_lifetime: Duration::from_secs(24 * 3600),
+            webhooks: webhooks::Options::default(),
             ids: Ids::random(),
             clock: Clock::system(),
             ping_every: Duration::from_secs(15),
@@ -138,6 +159,8 @@ impl Clock {
 /// What the handlers share.
 pub struct App {
     store: Store,
+    files: Files,
+    outbound: Outbound,
     options: Options,
     metrics: Metrics,
     token_secret: tokio::sync::OnceCell<[u8; 32]>,
@@ -148,14 +171,22 @@ pub struct App {
 impl App {
     /// Puts the parts together.
     #[must_use]
-    pub fn new(store: Store, options: Options) -> Arc<Self> {
+    pub fn new(store: Store, objects: Objects, outbound: Outbound, options: Options) -> Arc<Self> {
         Arc::new(Self {
+            files: Files::new(store.clone(), objects),
+            outbound,
             store,
             options,
             metrics: Metrics::default(),
             token_secret: tokio::sync::OnceCell::new(),
             shutdown: CancellationToken::new(),
         })
+    }
+
+    /// The files; whoever runs no [`serve()`] beside the router sweeps them itself.
+    #[must_use]
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// Told once the server should stop: streams end, waiting runs answer.
@@ -180,6 +211,7 @@ struct Call<'a> {
     headers: &'a HeaderMap,
     query: &'a str,
     caller: Caller,
+    over_tls: bool,
     /// The id of this request; a submit gives it to its job.
     request_id: Uuid,
 }
@@ -189,8 +221,23 @@ impl Call<'_> {
         &self.app.store
     }
 
+    fn files(&self) -> &Files {
+        &self.app.files
+    }
+
     fn origin(&self) -> Origin {
-        Origin::new(self.app.options.public_url.as_ref(), self.headers)
+        Origin::new(self.app.options.public_url.as_ref(), self.headers, self.over_tls)
+    }
+
+    /// Where the client reaches files, without trailing slash.
+    fn files_url(&self) -> String {
+        self.origin().base(route::Service::Cdn)
+    }
+
+    /// Whether an address has the form of our files and names our host.
+    fn is_own(&self, url: &str) -> bool {
+        ::files::Address::from_url(url).is_some()
+            && Url::parse(url.trim()).is_ok_and(|url| self.origin().is_at(&url))
     }
 }
 
@@ -240,7 +287,9 @@ async fn answer(app: Arc<App>, request: Request) -> Response {
     headers.entry(wire::REQUEST_ID).or_insert_with(|| id_header(request_id));
     if parts.method == Method::HEAD {
         // Dropped here rather than by hyper, so that a stream asked for with HEAD ends at once.
-        if let Some(length) = response.body().size_hint().exact() {
+        if let Some(length) = response.body().size_hint().exact()
+            && !response.headers().contains_key(CONTENT_LENGTH)
+        {
             response.headers_mut().insert(CONTENT_LENGTH, length.into());
         }
         *response.body_mut() = Body::empty();
@@ -274,12 +323,21 @@ async fn handle(
 ) -> Result<Response, Error> {
     let (method, headers) = (&parts.method, &parts.headers);
     let caller = auth::authorize(app, target, method, headers, query).await?;
-    let call = Call { app, headers, query, caller, request_id };
+    let over_tls = parts.extensions.get::<OverTls>().is_some();
+    let call = Call { app, headers, query, caller, over_tls, request_id };
     match target {
         Target::Submit(endpoint) => queue::submit(&call, endpoint, body).await,
         Target::Run(endpoint) => queue::run(&call, endpoint, body).await,
         Target::Request { endpoint, id, about } => queue::about(app, &call, endpoint, *id, *about).await,
         Target::Token => token::create(&call, body).await,
+        Target::Initiate => uploads::initiate(&call, body).await,
+        Target::UploadToken => uploads::token(&call).await,
+        Target::Upload => uploads::upload(&call, body).await,
+        Target::UploadParts => uploads::begin_parts(&call).await,
+        Target::Put(slot, number) => uploads::put(&call, slot, number.as_deref(), body).await,
+        Target::Complete(slot) => uploads::complete(&call, slot, body).await,
+        Target::File(address) => files::file(&call, method, address).await,
+        Target::Jwks => webhooks::jwks(&call).await,
         Target::Models => platform::models(&call),
         Target::History => platform::history(&call).await,
         Target::DeletePayloads(id) => platform::delete_payloads(&call, *id).await,

@@ -53,7 +53,8 @@ pub(crate) fn models(call: &Call<'_>) -> Result<Response, Error> {
 pub(crate) async fn history(call: &Call<'_>) -> Result<Response, Error> {
     let filter = history_filter(call.query, call.store().now().await?)?;
     let page = call.store().list(filter).await?;
-    let items: Vec<Value> = page.items.into_iter().map(item).collect();
+    let base = call.files_url();
+    let items: Vec<Value> = page.items.into_iter().map(|job| item(job, &base)).collect();
     let has_more = page.next_cursor.is_some();
     Ok(wire::json(
         StatusCode::OK,
@@ -61,17 +62,34 @@ pub(crate) async fn history(call: &Call<'_>) -> Result<Response, Error> {
     ))
 }
 
-/// Deletes a finished request's input and output. Files of the result are named with the reason why they stay:
-/// this server stores none.
+/// Deletes a finished request's input, output and output files. Files that are not kept here are named with the reason
+/// why they stay.
 pub(crate) async fn delete_payloads(call: &Call<'_>, id: Option<Uuid>) -> Result<Response, Error> {
     let id = id.ok_or(Error::NoRequest)?;
     match call.store().delete_payloads(id).await? {
         Deletion::Deleted { outcome } => {
             tracing::info!(job_id = %id, key_id = call.caller.key_id(), "payloads deleted");
-            let links = outcome.iter().flat_map(|outcome| outcome.files());
-            let files: Vec<Value> = links
-                .map(|(_, file)| json!({"link": file.url, "exception": "The file is not stored by this server"}))
-                .collect();
+            // The rows are gone; what the object store cannot remove now is removed by the sweep.
+            let removed = call.files().remove_job(id).await;
+            let later =
+                removed.is_err().then_some("The file is no longer served and will be removed in a moment");
+            if let Err(error) = removed {
+                tracing::warn!(job_id = %id, %error, "files of a deleted request stay until the next sweep");
+            }
+            let base = call.files_url();
+            let results = |outcome: spec::Outcome| {
+                let public = wire::public_outcome(&outcome, &base);
+                let own = |file: &spec::File| file.url.starts_with(store::OWN_SCHEME);
+                let exceptions = outcome.files().map(|(_, file)| {
+                    if own(file) { later } else { Some("The file is not stored by this server") }
+                });
+                let links = public.files().map(|(_, file)| file.url.clone()).collect::<Vec<_>>().into_iter();
+                links
+                    .zip(exceptions.collect::<Vec<_>>())
+                    .map(|(link, exception)| json!({"link": link, "exception": exception}))
+                    .collect::<Vec<Value>>()
+            };
+            let files: Vec<Value> = outcome.map(results).unwrap_or_default();
             Ok(wire::json(StatusCode::OK, &json!({"cdn_delete_results": files})))
         }
         Deletion::NotFinished => Err(Error::NotFinished),
@@ -154,7 +172,7 @@ fn time(query: &str, name: &str) -> Result<Option<DateTime<Utc>>, Unusable> {
         .ok_or_else(|| Unusable(format!("{name} is not an ISO-8601 time of the years 0001 to 9999")))
 }
 
-fn item(job: Listed) -> Value {
+fn item(job: Listed, files_url: &str) -> Value {
     let endpoint_id = spec::find(&job.path).map_or(job.path.clone(), Mode::endpoint_id);
     let mut item = json!({
         "request_id": job.id,
@@ -169,7 +187,9 @@ fn item(job: Listed) -> Value {
         item["json_input"] = input;
     }
     match job.answer {
-        Some(Answer::Completed(outcome)) => item["json_output"] = outcome.to_result(),
+        Some(Answer::Completed(outcome)) => {
+            item["json_output"] = wire::public_outcome(&outcome, files_url).to_result();
+        }
         Some(Answer::Failed(failure)) => item["json_output"] = failure.body(),
         Some(Answer::Pending) | None => {}
     }

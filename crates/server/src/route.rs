@@ -78,6 +78,15 @@ pub enum About {
     Cancel,
 }
 
+/// An upload that was begun, as the addresses handed out for it name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// The upload; `None` when the segment is no UUID, so no upload can have it.
+    pub upload: Option<Uuid>,
+    /// The secret, where it is part of the path (Python). Otherwise it is in the query (JS).
+    pub secret: Option<String>,
+}
+
 /// What a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
@@ -96,6 +105,22 @@ pub enum Target {
     },
     /// Makes a short-lived token (`rest/tokens/`).
     Token,
+    /// Begins an upload whose address holds its secret (`rest/storage/upload/initiate`, `…/initiate-multipart`).
+    Initiate,
+    /// Makes a token for uploads (`rest/storage/auth/token`).
+    UploadToken,
+    /// Takes a whole file (`cdn/files/upload`).
+    Upload,
+    /// Begins an upload in parts (`cdn/files/upload/multipart`).
+    UploadParts,
+    /// Takes the bytes of an upload, or those of one part: its number as written.
+    Put(Slot, Option<String>),
+    /// Ends an upload in parts.
+    Complete(Slot),
+    /// Hands out a file.
+    File(files::Address),
+    /// The keys that webhooks are signed with.
+    Jwks,
     /// The list of models.
     Models,
     /// The history of one endpoint's requests.
@@ -128,6 +153,14 @@ impl Target {
             Self::Request { about: About::Result, .. } => "result",
             Self::Request { about: About::Cancel, .. } => "cancel",
             Self::Token => "token",
+            Self::Initiate => "initiate",
+            Self::UploadToken => "upload_token",
+            Self::Upload => "upload",
+            Self::UploadParts => "upload_parts",
+            Self::Put(..) => "put",
+            Self::Complete(_) => "complete",
+            Self::File(_) => "file",
+            Self::Jwks => "jwks",
             Self::Models => "models",
             Self::History => "history",
             Self::DeletePayloads(_) => "delete_payloads",
@@ -203,7 +236,7 @@ pub fn resolve<'a>(
         Bare::Service(Service::Queue) => (queue(method, path), false),
         Bare::Service(Service::Run) => (run(method, path), false),
         Bare::Service(Service::Rest) => (rest(method, path), false),
-        Bare::Service(Service::Cdn) => (Err(Refusal::NotFound(path.to_owned())), false),
+        Bare::Service(Service::Cdn) => (cdn(method, path), false),
         Bare::Service(Service::Platform) => (platform_api(method, path), true),
         Bare::Service(Service::Site) => (site(method, path), false),
     };
@@ -367,8 +400,50 @@ fn run(method: &Method, path: &str) -> Result<Target, Refusal> {
 fn rest(method: &Method, path: &str) -> Result<Target, Refusal> {
     match path {
         "/tokens" | "/tokens/" => post_only(method, Target::Token),
+        "/storage/upload/initiate" | "/storage/upload/initiate-multipart" => {
+            post_only(method, Target::Initiate)
+        }
+        "/storage/auth/token" => post_only(method, Target::UploadToken),
+        "/.well-known/jwks.json" => get_only(method, Target::Jwks),
         _ => Err(Refusal::NotFound(path.to_owned())),
     }
+}
+
+/// Files and uploads. The address of a file ends in its name, so nothing may be appended to it but the routes that
+/// Python appends: `/multipart/{upload}/{number}` and `/multipart/{upload}/complete`.
+fn cdn(method: &Method, path: &str) -> Result<Target, Refusal> {
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    match segments[..] {
+        ["files", "upload"] => post_only(method, Target::Upload),
+        ["files", "upload", "multipart"] => post_only(method, Target::UploadParts),
+        ["files", "put", upload] => {
+            put_only(method, Target::Put(Slot { upload: request_id(upload), secret: None }, None))
+        }
+        ["files", "put", upload, last] => {
+            part(method, Slot { upload: request_id(upload), secret: None }, last)
+        }
+        ["files", "b", upload, _, "multipart", secret, last] => {
+            part(method, Slot { upload: request_id(upload), secret: Some(secret.to_owned()) }, last)
+        }
+        _ => match files::Address::from_path(path) {
+            Some(address) => get_only(method, Target::File(address)),
+            None => Err(Refusal::NotFound(path.to_owned())),
+        },
+    }
+}
+
+/// The number of a part, or the word that ends them.
+fn part(method: &Method, slot: Slot, last: &str) -> Result<Target, Refusal> {
+    if last == "complete" {
+        return post_only(method, Target::Complete(slot));
+    }
+    put_only(method, Target::Put(slot, Some(last.to_owned())))
+}
+
+/// fal's own runners post their parts.
+fn put_only(method: &Method, target: Target) -> Result<Target, Refusal> {
+    let allowed = method == Method::PUT || method == Method::POST;
+    if allowed { Ok(target) } else { Err(Refusal::MethodNotAllowed("PUT, POST, OPTIONS")) }
 }
 
 fn platform_api(method: &Method, path: &str) -> Result<Target, Refusal> {
@@ -595,6 +670,48 @@ mod tests {
     }
 
     #[test]
+    fn storage_routes() {
+        let slot = |secret: Option<&str>| Slot { upload: id(), secret: secret.map(str::to_owned) };
+        for (method, path, target) in [
+            ("POST", "/rest/storage/upload/initiate", Target::Initiate),
+            ("POST", "/storage/upload/initiate-multipart", Target::Initiate),
+            ("POST", "/rest/storage/auth/token", Target::UploadToken),
+            ("POST", "/cdn/files/upload", Target::Upload),
+            ("POST", "/files/upload/multipart", Target::UploadParts),
+            ("PUT", "/cdn/files/put/ID", Target::Put(slot(None), None)),
+            ("PUT", "/cdn/files/put/ID/3", Target::Put(slot(None), Some("3".into()))),
+            ("POST", "/cdn/files/put/ID/3", Target::Put(slot(None), Some("3".into()))),
+            ("POST", "/cdn/files/put/ID/complete", Target::Complete(slot(None))),
+            (
+                "PUT",
+                "/cdn/files/b/ID/a.zip/multipart/s3cr3t/7",
+                Target::Put(slot(Some("s3cr3t")), Some("7".into())),
+            ),
+            ("POST", "/files/b/ID/a.zip/multipart/s3cr3t/complete", Target::Complete(slot(Some("s3cr3t")))),
+            (
+                "GET",
+                "/cdn/files/b/ID/a%20b.zip",
+                Target::File(files::Address::Upload { id: id().unwrap(), name: "a b.zip".into() }),
+            ),
+            (
+                "HEAD",
+                "/files/jobs/ID/2/x.safetensors",
+                Target::File(files::Address::output(id().unwrap(), 2, "x.safetensors")),
+            ),
+            ("GET", "/rest/.well-known/jwks.json", Target::Jwks),
+            ("GET", "/.well-known/jwks.json", Target::Jwks),
+        ] {
+            assert_eq!(bare(method, path), Ok(target), "{method} {path}");
+        }
+        assert_eq!(resolve_at("POST", "v3.fal.media", "/files/upload", None), Ok(Target::Upload), "by host");
+        assert_eq!(bare("GET", "/cdn/files/put/ID"), Err(Refusal::MethodNotAllowed("PUT, POST, OPTIONS")));
+        assert_eq!(
+            bare("PUT", "/cdn/files/put/ID/complete"),
+            Err(Refusal::MethodNotAllowed("POST, OPTIONS"))
+        );
+    }
+
+    #[test]
     fn unknown_paths_are_named_as_the_service_sees_them() {
         for (path, seen) in [
             ("/", "/"),
@@ -605,6 +722,8 @@ mod tests {
             ("/storage/nothing", "/storage/nothing"),
             ("/cdn/files/b/x", "/files/b/x"),
             ("/files/b/x", "/files/b/x"),
+            ("/files/b/x/clips.zip", "/files/b/x/clips.zip"),
+            ("/cdn/files", "/files"),
             ("/v1/nothing", "/v1/nothing"),
             ("/api/nothing", "/api/nothing"),
             (

@@ -52,9 +52,9 @@ pub(crate) struct Origin {
 impl Origin {
     /// The configured public URL, else the Host header and scheme of the request at hand. A Host header that names
     /// no host counts as none: no address could be made of it.
-    pub(crate) fn new(public_url: Option<&Url>, headers: &HeaderMap) -> Self {
+    pub(crate) fn new(public_url: Option<&Url>, headers: &HeaderMap, over_tls: bool) -> Self {
         if let Some(url) = public_url {
-            return Self { root: url.as_str().trim_end_matches('/').to_owned(), by_host: false };
+            return Self::public(url);
         }
         let host = headers.get(HOST).and_then(|host| host.to_str().ok());
         let host = host.filter(|host| is_host(host)).unwrap_or("localhost");
@@ -64,11 +64,24 @@ impl Origin {
         let scheme = match forwarded {
             Some(b"https") => "https",
             Some(b"http") => "http",
+            _ if over_tls => "https",
             // The clients reach fal's names only through TLS; something in front of us ended it.
             _ if by_host => "https",
             _ => "http",
         };
         Self { root: format!("{scheme}://{host}"), by_host }
+    }
+
+    /// The configured public URL.
+    pub(crate) fn public(url: &Url) -> Self {
+        Self { root: url.as_str().trim_end_matches('/').to_owned(), by_host: false }
+    }
+
+    /// Whether an address is on the host that the client reaches this server at.
+    pub(crate) fn is_at(&self, url: &Url) -> bool {
+        let root = Url::parse(&self.root).ok();
+        let place = |url: &Url| (url.host_str().map(str::to_owned), url.port_or_known_default());
+        root.is_some_and(|root| place(&root) == place(url))
     }
 
     /// The base of one service, without trailing slash.
@@ -94,6 +107,20 @@ impl Origin {
 fn is_host(text: &str) -> bool {
     let authority = text.parse::<http::uri::Authority>();
     authority.is_ok_and(|authority| !authority.host().is_empty() && !text.contains('@'))
+}
+
+/// A result as clients see it: kiln's own files, which the row names by reference, at their public addresses.
+pub(crate) fn public_outcome(outcome: &spec::Outcome, files_url: &str) -> spec::Outcome {
+    let mut outcome = outcome.clone();
+    let files = [&mut outcome.lora_file, &mut outcome.config_file]
+        .into_iter()
+        .chain([&mut outcome.video, &mut outcome.audio, &mut outcome.debug_dataset].into_iter().flatten());
+    for file in files {
+        if let Some(path) = file.url.strip_prefix(store::OWN_SCHEME) {
+            file.url = format!("{files_url}{path}");
+        }
+    }
+    outcome
 }
 
 /// The three addresses of a job. Owner and alias only, no sub-path and no `/response`: so the handles
@@ -271,31 +298,35 @@ mod tests {
 
     #[test]
     fn addresses_follow_the_host_of_the_request() {
-        let origin = Origin::new(None, &headers(&[("host", "10.0.0.5:8080")]));
+        let origin = Origin::new(None, &headers(&[("host", "10.0.0.5:8080")]), false);
         assert_eq!(origin.base(Service::Queue), "http://10.0.0.5:8080/queue");
         assert_eq!(origin.base(Service::Cdn), "http://10.0.0.5:8080/cdn");
     }
 
     #[test]
     fn a_tls_proxy_in_front_is_believed_about_the_scheme() {
-        let origin = Origin::new(None, &headers(&[("host", "kiln.example"), ("x-forwarded-proto", "https")]));
-        assert_eq!(origin.base(Service::Queue), "https://kiln.example/queue");
         let origin =
-            Origin::new(None, &headers(&[("host", "kiln.example"), ("x-forwarded-proto", "javascript")]));
+            Origin::new(None, &headers(&[("host", "kiln.example"), ("x-forwarded-proto", "https")]), false);
+        assert_eq!(origin.base(Service::Queue), "https://kiln.example/queue");
+        let origin = Origin::new(
+            None,
+            &headers(&[("host", "kiln.example"), ("x-forwarded-proto", "javascript")]),
+            false,
+        );
         assert_eq!(origin.base(Service::Queue), "http://kiln.example/queue");
     }
 
     #[test]
     fn a_public_url_wins_over_the_host() {
         let public = Url::parse("https://train.example/base/").unwrap();
-        let origin = Origin::new(Some(&public), &headers(&[("host", "queue.fal.run")]));
+        let origin = Origin::new(Some(&public), &headers(&[("host", "queue.fal.run")]), false);
         assert_eq!(origin.base(Service::Queue), "https://train.example/base/queue");
     }
 
     #[test]
     fn under_fals_own_names_the_services_are_hosts() {
         for host in ["queue.fal.run", "fal.run", "QUEUE.fal.run:443", "rest.fal.ai"] {
-            let origin = Origin::new(None, &headers(&[("host", host)]));
+            let origin = Origin::new(None, &headers(&[("host", host)]), false);
             assert_eq!(origin.base(Service::Queue), "https://queue.fal.run", "{host}");
             assert_eq!(origin.base(Service::Rest), "https://rest.fal.ai", "{host}");
         }

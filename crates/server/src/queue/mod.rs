@@ -1,5 +1,6 @@
 //! The queue and the synchronous run.
 
+mod addresses;
 mod cancel;
 mod result;
 mod run;

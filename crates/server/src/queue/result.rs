@@ -12,17 +12,19 @@ use crate::{Call, wire};
 
 pub(super) async fn result(call: &Call<'_>, id: Uuid) -> Result<Response, Error> {
     let answer = call.store().result(id).await?.ok_or(Error::NoRequest)?;
-    Ok(final_answer(&answer).unwrap_or_else(|| {
+    Ok(final_answer(&answer, &call.files_url()).unwrap_or_else(|| {
         // Programs ask once before the end and must be told so, not 404.
         wire::json(StatusCode::BAD_REQUEST, &json!({"detail": "Request is still in progress"}))
     }))
 }
 
 /// The answer of a final job; `None` before.
-pub(super) fn final_answer(answer: &Answer) -> Option<Response> {
+pub(super) fn final_answer(answer: &Answer, files_url: &str) -> Option<Response> {
     match answer {
         Answer::Pending => None,
-        Answer::Completed(outcome) => Some(wire::json(StatusCode::OK, outcome)),
+        Answer::Completed(outcome) => {
+            Some(wire::json(StatusCode::OK, &wire::public_outcome(outcome, files_url)))
+        }
         Answer::Failed(failure) => Some(failed(failure)),
     }
 }

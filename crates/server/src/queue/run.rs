@@ -25,13 +25,13 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(crate) async fn run(call: &Call<'_>, endpoint: &Endpoint, body: &mut Body) -> Result<Response, Error> {
     let mode = find_mode(endpoint)?;
     let params = params::run(call.headers)?;
-    let Prepared { job, failure } = submit::prepare(call, mode, params, body).await?;
+    let Prepared { job, failure, stored } = submit::prepare(call, mode, params, body).await?;
     if let Some(failure) = failure {
-        submit::commit(call, job).await?;
+        submit::commit(call, job, stored).await?;
         return Ok(result::failed(&failure));
     }
     let mut cancel = CancelOnDrop { store: call.store().clone(), job: Some(call.request_id) };
-    submit::commit(call, job).await?;
+    submit::commit(call, job, stored).await?;
     let answer = tokio::select! {
         answer = call.store().wait_final(call.request_id) => answer?,
         // The caller will ask again elsewhere, so this job is cancelled like that of a caller who left.
@@ -40,7 +40,8 @@ pub(crate) async fn run(call: &Call<'_>, endpoint: &Endpoint, body: &mut Body) -
     cancel.disarm();
     // Deleted while it ran.
     let answer = answer.ok_or(Error::NoRequest)?;
-    result::final_answer(&answer).ok_or_else(|| Error::Bug("a final job has no answer".into()))
+    result::final_answer(&answer, &call.files_url())
+        .ok_or_else(|| Error::Bug("a final job has no answer".into()))
 }
 
 /// Cancels the job when the handler is dropped, which hyper does when the client closes the connection.

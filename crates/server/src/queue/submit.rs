@@ -8,9 +8,10 @@ use serde_json::Value;
 use spec::{Failure, Mode};
 use store::{NewJob, Priority, Submitted, Work};
 
+use super::addresses::{self, Stored};
 use super::find_mode;
 use crate::error::Error;
-use crate::params::{self, SubmitParams};
+use crate::params::{self, SubmitParams, Unusable};
 use crate::route::Endpoint;
 use crate::wire::{self, StatusDocument};
 use crate::{Call, body};
@@ -21,9 +22,20 @@ const PARSED_INLINE_BYTES: usize = 64 << 10;
 pub(crate) async fn submit(call: &Call<'_>, endpoint: &Endpoint, body: &mut Body) -> Result<Response, Error> {
     let mode = find_mode(endpoint)?;
     let params = params::submit(call.query, call.headers)?;
-    let Prepared { job, .. } = prepare(call, mode, params, body).await?;
-    let position = commit(call, job).await?;
+    if let Some(webhook) = &params.webhook {
+        check_webhook(call, webhook)?;
+    }
+    let Prepared { job, stored, .. } = prepare(call, mode, params, body).await?;
+    let position = commit(call, job, stored).await?;
     Ok(wire::json(StatusCode::OK, &StatusDocument::submitted(&call.origin(), call.request_id, position)))
+}
+
+/// Refuses an address that can be seen to be unusable. A name is judged when it is resolved, at each delivery.
+fn check_webhook(call: &Call<'_>, webhook: &str) -> Result<(), Error> {
+    match call.app.outbound.check(webhook) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Unusable(format!("fal_webhook cannot be used: {error}")).into()),
+    }
 }
 
 /// A job that is ready to be committed.
@@ -31,6 +43,8 @@ pub(super) struct Prepared {
     pub(super) job: NewJob,
     /// What is wrong with its input. Such a job is born with this failure and never waits.
     pub(super) failure: Option<Failure>,
+    /// Files of the request that are stored already.
+    pub(super) stored: Stored,
 }
 
 /// Reads the body and makes a job of it, under the request's own id. An invalid input makes a job too.
@@ -41,13 +55,27 @@ pub(super) async fn prepare(
     body: &mut Body,
 ) -> Result<Prepared, Error> {
     let body = body::read(body, call.app.options.body_limit).await?;
-    let (input, parsed) = if body.len() <= PARSED_INLINE_BYTES {
+    let (mut input, mut parsed) = if body.len() <= PARSED_INLINE_BYTES {
         parse(mode, &body)
     } else {
         tokio::task::spawn_blocking(move || parse(mode, &body))
             .await
             .map_err(|error| Error::Bug(format!("parsing a request failed: {error}")))?
     };
+    let mut stored = Stored::default();
+    if let Ok(train) = &mut parsed {
+        match addresses::settle(call, train, &mut input, &mut stored).await {
+            Ok(Ok(())) => {}
+            Ok(Err(problems)) => parsed = Err(Failure::user(problems)),
+            Err(error) => {
+                stored.forget(call).await;
+                return Err(error);
+            }
+        }
+    }
+    if let Some(input) = &mut input {
+        addresses::cut_data_uris(input);
+    }
     let failure = parsed.as_ref().err().cloned();
     let work = match parsed {
         Ok(spec) => Work::Run(Box::new(spec)),
@@ -65,20 +93,24 @@ pub(super) async fn prepare(
         lifecycle: params.lifecycle,
         tags: params.tags,
         runner_hint: params.runner_hint,
+        files_url: Some(call.files_url()),
         ..NewJob::new(call.request_id, mode.path, work)
     };
-    Ok(Prepared { job, failure })
+    Ok(Prepared { job, failure, stored })
 }
 
 /// Commits the job and gives its place in the queue, if it waits in one.
-pub(super) async fn commit(call: &Call<'_>, job: NewJob) -> Result<Option<u64>, Error> {
+pub(super) async fn commit(call: &Call<'_>, job: NewJob, stored: Stored) -> Result<Option<u64>, Error> {
     let path = job.path.clone();
     match call.store().submit(job).await? {
         Submitted::Accepted { position } => {
             tracing::info!(job_id = %call.request_id, path, key_id = call.caller.key_id(), position, "accepted");
             Ok(position)
         }
-        Submitted::QueueFull { waiting } => Err(Error::QueueFull(waiting)),
+        Submitted::QueueFull { waiting } => {
+            stored.forget(call).await;
+            Err(Error::QueueFull(waiting))
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Real processes that are killed, stopped and started again, on a Postgres with its default durability: nothing that
 //! was accepted is lost, and no job ends twice.
 
+mod storage;
+
 use anyhow::{Context as _, Result, ensure};
 use kiln_tests::{
     house::{Client, House, Server, messages, request},

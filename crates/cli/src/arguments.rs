@@ -53,7 +53,7 @@ pub(crate) enum Command {
         kiln serve\n  \
         kiln serve --listen 0.0.0.0:8080 --public-url https://kiln.example.com\n  \
         kiln serve --insecure-no-auth       without keys, on a loopback address only\n\n\
-        How to point the official clients here: README.md, \"Pointing a client at it\".")]
+        How to point the official clients here: docs/API.md.")]
     Serve(Serve),
     /// Claim jobs and train them
     #[command(after_help = "Examples:\n  \

@@ -8,6 +8,7 @@ mod arguments;
 mod commands;
 mod config;
 mod database;
+mod storage;
 mod telemetry;
 
 use clap::Parser as _;

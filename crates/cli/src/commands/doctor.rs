@@ -7,12 +7,16 @@ use super::print;
 use crate::{
     config::Config,
     database::{Place, leave, options, shown},
+    storage,
 };
 use std::{path::Path, process::ExitCode};
 use store::Store;
 
 /// Below this a training's scratch files may not fit: a data set, its latents and a few checkpoints.
 const LITTLE_SPACE_BYTES: u64 = 20 << 30;
+
+/// A bucket that has not answered by then is not one to work with.
+const STORAGE_WITHIN: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// What one check found.
 struct Finding {
@@ -37,7 +41,7 @@ impl Finding {
 pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let mut findings = vec![postgres_programs(config)];
     findings.push(database(config).await);
-    findings.push(storage(&config.data_dir));
+    findings.push(storage(config).await);
     findings.push(disk(&config.data_dir));
     let text: String = findings.iter().map(line).collect();
     print(&text)?;
@@ -95,28 +99,22 @@ async fn database(config: &Config) -> Finding {
     finding
 }
 
-/// Writes, reads and removes a file where kiln keeps its own.
-fn storage(folder: &Path) -> Finding {
+/// Writes, reads and removes an object where kiln keeps files.
+async fn storage(config: &Config) -> Finding {
     let name = "storage";
-    let probe = folder.join(format!(".doctor-{}", std::process::id()));
-    let tried = std::fs::create_dir_all(folder)
-        .and_then(|()| std::fs::write(&probe, b"kiln"))
-        .and_then(|()| std::fs::read(&probe))
-        .and_then(|read| std::fs::remove_file(&probe).map(|()| read));
-    match tried {
-        Ok(read) if read == b"kiln" => {
-            Finding::good(name, format!("{} can be written and read", folder.display()))
-        }
-        Ok(_) => Finding::bad(
-            name,
-            format!("{} gives back other bytes than were written", folder.display()),
-            "check the disk, or set data_dir to a folder on another one",
-        ),
-        Err(error) => Finding::bad(
-            name,
-            format!("{}: {error}", folder.display()),
-            "make the folder writable for this user, or set data_dir to another one",
-        ),
+    let place = storage::place(config);
+    let todo = match &config.objects.url {
+        Some(_) => "check objects.url and objects.options, and that this machine may reach the bucket",
+        None => "make the folder writable for this user, or set data_dir to another one",
+    };
+    let objects = match storage::objects(config) {
+        Ok(objects) => objects,
+        Err(error) => return Finding::bad(name, format!("{error:#}"), todo),
+    };
+    match tokio::time::timeout(STORAGE_WITHIN, objects.check()).await {
+        Ok(Ok(())) => Finding::good(name, format!("{place} can be written and read")),
+        Ok(Err(error)) => Finding::bad(name, format!("{place}: {error}"), todo),
+        Err(_) => Finding::bad(name, format!("{place} does not answer"), todo),
     }
 }
 

@@ -1,9 +1,9 @@
 //! `kiln serve`: the HTTP server.
 
 use super::{print, shutdown_signal};
-use crate::{config::Config, database::Database};
+use crate::{config::Config, database::Database, storage};
 use anyhow::{Context as _, bail};
-use server::{App, Auth, Options};
+use server::{App, Auth, Options, tls::Tls, webhooks};
 use std::process::ExitCode;
 use tokio::net::TcpListener;
 
@@ -23,16 +23,29 @@ pub(super) async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         .await
         .with_context(|| format!("cannot listen on {}; set serve.listen to a free address", serve.listen))?;
     let address = listener.local_addr()?;
+    let tls = match &serve.tls {
+        None => None,
+        Some(tls) => {
+            let loaded = Tls::load(&tls.certificate, &tls.key)?;
+            let listener = TcpListener::bind(tls.listen).await.with_context(|| {
+                format!("cannot listen on {}; set serve.tls_listen to a free address", tls.listen)
+            })?;
+            Some((listener, loaded))
+        }
+    };
+    let (objects, outbound) = (storage::objects(config)?, storage::outbound(config)?);
     let database = Database::open(config).await?;
     let served = async {
         first_key(config, &database.store).await?;
-        let app = App::new(database.store.clone(), options(config));
+        let app = App::new(database.store.clone(), objects, outbound, options(config));
         // For people and for programs that start kiln on port 0.
         print(&format!("kiln listens on http://{address}\n"))?;
-        tokio::select! {
-            served = server::serve(listener, app, shutdown.cancelled()) => served.context("the server cannot go on"),
-            never = database.store.maintain() => match never {},
+        if let Some((listener, _)) = &tls {
+            print(&format!("kiln listens on https://{}\n", listener.local_addr()?))?;
         }
+        server::serve_with_tls(listener, tls, app, shutdown.cancelled())
+            .await
+            .context("the server cannot go on")
     }
     .await;
     database.close().await;
@@ -45,6 +58,12 @@ fn options(config: &Config) -> Options {
         public_url: config.serve.public_url.clone(),
         auth: if config.serve.insecure_no_auth { Auth::InsecureNoAuth } else { Auth::Required },
         body_limit: config.serve.body_limit_bytes,
+        upload_limit: config.serve.upload_limit_bytes,
+        webhooks: webhooks::Options {
+            first_pause: config.webhooks.first_pause,
+            tries: config.webhooks.tries,
+            ..webhooks::Options::default()
+        },
         ..Options::default()
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod settings;
 
 use anyhow::{Context as _, bail};
 use layers::{Layers, Origin};
+use objects::addresses::{Allowed, BadEntry};
 use std::{
     fmt,
     net::SocketAddr,
@@ -34,6 +35,10 @@ pub(crate) struct Config {
     pub(crate) database: Database,
     pub(crate) log: Log,
     pub(crate) serve: Serve,
+    pub(crate) objects: Objects,
+    /// Networks that users' addresses may lead to, as written.
+    pub(crate) outbound_allow: String,
+    pub(crate) webhooks: Webhooks,
     pub(crate) queue: Queue,
     pub(crate) work: Work,
     /// What looked wrong and was not refused; logged once logging runs.
@@ -60,7 +65,30 @@ pub(crate) struct Serve {
     pub(crate) listen: SocketAddr,
     pub(crate) public_url: Option<Url>,
     pub(crate) body_limit_bytes: u64,
+    pub(crate) upload_limit_bytes: u64,
+    pub(crate) tls: Option<Tls>,
     pub(crate) insecure_no_auth: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Tls {
+    pub(crate) listen: SocketAddr,
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Objects {
+    /// Absent: a folder under the data folder.
+    pub(crate) url: Option<String>,
+    /// Settings of the bucket; credentials among them.
+    pub(crate) options: Vec<(String, Secret)>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Webhooks {
+    pub(crate) first_pause: Duration,
+    pub(crate) tries: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -134,7 +162,16 @@ impl Config {
         for (key, value, flag) in &flags.0 {
             layers.text(key, value, Origin((*flag).to_owned()));
         }
-        let config = Config::build(&mut layers, &named);
+        let mut config = Config::build(&mut layers, &named);
+        if config.objects.url.is_some() {
+            // Where clouds put credentials. Written settings come later, so they win.
+            let clouds = environment.iter().filter(|(name, value)| {
+                ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix))
+                    && !value.is_empty()
+            });
+            let clouds = clouds.map(|(name, value)| (name.to_lowercase(), Secret(value.clone())));
+            config.objects.options = clouds.chain(std::mem::take(&mut config.objects.options)).collect();
+        }
         match layers.problems() {
             [] => Ok(config),
             problems => bail!("the configuration is not usable:\n  {}", problems.join("\n  ")),
@@ -159,6 +196,12 @@ impl Config {
             layers.problem("serve.public_url", "must be an http or https address without a query");
         }
         let insecure_no_auth = layers.get_bool("serve.insecure_no_auth");
+        let tls = tls(layers);
+        let objects = Objects { url: layers.get_text("objects.url"), options: bucket_options(layers) };
+        let outbound_allow = layers.get_text("outbound.allow").unwrap_or_default();
+        if let Err(error) = allowed(&outbound_allow) {
+            layers.problem("outbound.allow", &error.to_string());
+        }
         let (data_dir, work_name) = (
             std::path::absolute(&data_dir).unwrap_or(data_dir),
             layers.get_text("work.name").unwrap_or_else(usual_name),
@@ -176,7 +219,15 @@ impl Config {
                 listen,
                 public_url,
                 body_limit_bytes: whole(layers, "serve.body_limit_bytes"),
+                upload_limit_bytes: whole(layers, "serve.upload_limit_bytes"),
+                tls,
                 insecure_no_auth,
+            },
+            objects,
+            outbound_allow,
+            webhooks: Webhooks {
+                first_pause: seconds(layers, "webhooks.retry_seconds"),
+                tries: whole(layers, "webhooks.tries"),
             },
             queue: Queue {
                 lease: seconds(layers, "queue.lease_seconds"),
@@ -194,6 +245,45 @@ impl Config {
             data_dir,
         }
     }
+}
+
+/// What `outbound.allow` allows.
+///
+/// # Errors
+/// The first word that is neither a class nor a network.
+pub(crate) fn allowed(text: &str) -> Result<Allowed, BadEntry> {
+    Allowed::parse(text.split([',', ' ']).filter(|word| !word.is_empty()))
+}
+
+/// All three TLS settings, or none.
+fn tls(layers: &mut Layers) -> Option<Tls> {
+    const KEYS: [&str; 3] = ["serve.tls_listen", "serve.tls_certificate", "serve.tls_key"];
+    let listen = parsed(layers, KEYS[0], "is no address and port, as in 0.0.0.0:8443");
+    let [_, certificate, key] = KEYS.map(|key| layers.get_text(key));
+    let missing: Vec<&str> = KEYS.into_iter().filter(|key| layers.get_text(key).is_none()).collect();
+    if (1..3).contains(&missing.len()) {
+        layers.problem(
+            missing[0],
+            "is missing: TLS needs serve.tls_listen, serve.tls_certificate and serve.tls_key",
+        );
+    }
+    Some(Tls { listen: listen?, certificate: certificate?.into(), key: key?.into() })
+}
+
+/// `name=value, name=value`.
+fn bucket_options(layers: &mut Layers) -> Vec<(String, Secret)> {
+    let text = layers.get_text("objects.options").unwrap_or_default();
+    let mut options = Vec::new();
+    for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some((name, value)) => {
+                options.push((name.trim().to_lowercase(), Secret(value.trim().to_owned())));
+            }
+            // Whatever it is may be a secret, so it is not repeated.
+            None => layers.problem("objects.options", "must be name=value with commas between"),
+        }
+    }
+    options
 }
 
 /// A setting's number in the type that uses it; its bounds in the table keep it in range.
@@ -286,6 +376,39 @@ mod tests {
         )
         .expect("loads");
         assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_buckets_settings_come_from_the_cloud_and_from_kilns_own() {
+        let names = environment(&[
+            ("AWS_ACCESS_KEY_ID", "id"),
+            ("HOME", "/x"),
+            ("KILN_OBJECTS_URL", "s3://b/p"),
+            ("KILN_OBJECTS_OPTIONS", "aws_endpoint = http://h:1, AWS_REGION=r"),
+        ]);
+        let config = Config::load(None, &names, &Flags::default()).expect("loads");
+        let options: Vec<(&str, &str)> =
+            config.objects.options.iter().map(|(name, value)| (name.as_str(), value.reveal())).collect();
+        assert_eq!(
+            options,
+            [("aws_access_key_id", "id"), ("aws_endpoint", "http://h:1"), ("aws_region", "r")]
+        );
+        let config = Config::load(None, &names[..2], &Flags::default()).expect("loads");
+        assert!(config.objects.options.is_empty(), "a folder needs none");
+    }
+
+    #[test]
+    fn storage_and_network_settings_are_checked() {
+        for (name, value, says) in [
+            ("KILN_OUTBOUND_ALLOW", "loopback, everything", "`everything` is neither an address class"),
+            ("KILN_OBJECTS_OPTIONS", "hunter2", "must be name=value"),
+            ("KILN_SERVE_TLS_LISTEN", "0.0.0.0:8443", "serve.tls_certificate"),
+            ("KILN_SERVE_TLS_LISTEN", "8443", "is no address and port"),
+        ] {
+            let error = Config::load(None, &environment(&[(name, value)]), &Flags::default());
+            let error = error.expect_err("refused").to_string();
+            assert!(error.contains(says) && !error.contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

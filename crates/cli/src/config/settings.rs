@@ -91,6 +91,54 @@ pub(crate) const SETTINGS: &[Setting] = &[
         "Accept requests without a key. Refused unless the server listens on a loopback address.",
     ),
     row(
+        "serve.upload_limit_bytes",
+        Kind::Integer { default: 64 << 30, min: 1024, max: 1 << 50 },
+        "Largest file that a client may upload, in bytes.",
+    ),
+    row(
+        "serve.tls_listen",
+        Kind::OptionalText { example: "0.0.0.0:8443" },
+        "A second address and port, served over TLS with the two files below. The plain one stays.",
+    ),
+    row(
+        "serve.tls_certificate",
+        Kind::OptionalText { example: "/etc/kiln/chain.pem" },
+        "File with the certificate chain in PEM form, the server's own certificate first. Read at the start.",
+    ),
+    row(
+        "serve.tls_key",
+        Kind::OptionalText { example: "/etc/kiln/key.pem" },
+        "File with the certificate's private key in PEM form.",
+    ),
+    row(
+        "objects.url",
+        Kind::OptionalText { example: "s3://bucket/kiln" },
+        "Bucket for uploads and results: s3://, gs:// or az://, with a prefix if wanted. When absent they are kept in \
+         the folder objects under data_dir.",
+    ),
+    row(
+        "objects.options",
+        Kind::Secret { example: "aws_endpoint=https://s3.example.com, aws_region=eu-1" },
+        "Settings and credentials of the bucket, as name=value with commas between. Variables of the environment that \
+         begin with AWS_, GOOGLE_ or AZURE_ count too; what is written here wins.",
+    ),
+    row(
+        "outbound.allow",
+        Kind::OptionalText { example: "loopback, 10.1.0.0/16" },
+        "Networks that data addresses and webhooks may lead to beside public ones, with commas between: loopback, \
+         private, link-local, or a network such as 10.1.0.0/16. Leave it out when strangers hold keys.",
+    ),
+    row(
+        "webhooks.retry_seconds",
+        Kind::Integer { default: 14, min: 1, max: 3600 },
+        "Pause before a webhook's second try; it doubles from try to try.",
+    ),
+    row(
+        "webhooks.tries",
+        Kind::Integer { default: 10, min: 1, max: 30 },
+        "How often a webhook is tried before it is given up. The defaults are two hours in all.",
+    ),
+    row(
         "queue.lease_seconds",
         Kind::Integer { default: 45, min: 1, max: 3600 },
         "How long a job belongs to a worker that no longer reports. Workers renew at a third of it; after it another \

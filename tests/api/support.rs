@@ -139,9 +139,9 @@ impl Api {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();
                 if path.is_dir() {
-                    walk(&path, found)
+                    walk(&path, found);
                 } else {
-                    found.push(path.to_string_lossy().into_owned())
+                    found.push(path.to_string_lossy().into_owned());
                 }
             }
         }

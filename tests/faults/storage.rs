@@ -174,8 +174,10 @@ async fn a_receiver_that_is_down_for_four_tries_is_told_in_the_end_across_restar
     // Born final, so it needs no worker.
     let id = client.submit(&hooked(&receiver), &json!({})).await?;
     receiver.wait_for(2, LONG).await?;
+    // Time to write that down. A server that is killed before it has repeats the try when its lease ran out.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let _server = again(&house, server).await?;
-    receiver.wait_for(5, LONG).await?;
+    receiver.wait_for(5, 2 * LONG).await?;
     let mut rows = PgConnection::connect(cluster.url()).await?;
     let until = Instant::now() + LONG;
     while delivery(&mut rows, &id).await? != "delivered" {

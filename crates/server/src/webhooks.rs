@@ -39,8 +39,9 @@ const NO_USER: &str = "anonymous";
 const BACK_OFF: Duration = Duration::from_secs(1);
 /// How late a try may be.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Time for writing down how a try ended, on top of the try itself.
-const WRITING: Duration = Duration::from_secs(60);
+/// Time for writing down how a try ended, on top of the try itself: more than the store rides out a lost database. A
+/// try whose server was killed is repeated after both.
+const WRITING: Duration = Duration::from_secs(15);
 
 /// How webhooks are delivered.
 #[derive(Debug, Clone)]

@@ -1,7 +1,7 @@
 //! The video encoder of the 22B on 9 frames of 256×256: time and memory, to be compared with PyTorch.
 //!
 //! `cargo bench -p kiln-model --bench encoder -- [--frames N] [--pixels N] [--repeats N]`. Weights are random, bf16;
-//! activations f32. `docs/benchmarks.md` has the figures.
+//! activations f32. `benches/compare_model.py` runs it beside PyTorch.
 
 mod common;
 

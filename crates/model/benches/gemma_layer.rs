@@ -1,7 +1,7 @@
 //! One Gemma layer of the 12B on 1,024 tokens, forward: time and memory, to be compared with PyTorch.
 //!
 //! `cargo bench -p kiln-model --bench gemma_layer -- [--tokens N] [--repeats N]`. Weights are random, bf16, made once;
-//! activations f32. `docs/benchmarks.md` has the figures.
+//! activations f32. `benches/compare_model.py` runs it beside PyTorch.
 
 mod common;
 

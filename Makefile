@@ -8,7 +8,7 @@ CARGO ?= cargo
 NEXTEST ?= $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo 1 || echo 0)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check fmt clippy policy doc test parity bench-queue
+.PHONY: help setup check fmt clippy policy doc test parity bench-queue fuzz
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -43,5 +43,21 @@ parity: setup ## compare the model with the reference tensors (KILN_REFERENCE=<f
 	@KILN_REFERENCE='$(if $(KILN_REFERENCE),$(abspath $(KILN_REFERENCE)))' \
 		$(CARGO) test --locked --quiet -p kiln-parity --test parity
 
-bench-queue: setup ## durable submits, status reads and claims against a real server and Postgres
-	$(CARGO) bench --locked -p kiln-tests --bench queue
+bench-queue: setup ## durable submits, status reads and claims against a real server and Postgres (ARGS="--seconds 10")
+	$(CARGO) bench --locked -p kiln-tests --bench queue -- $(ARGS)
+
+# Seconds for each target, and which ones.
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= request wire
+# Without the sanitizers: none of the code that is reached has a line of unsafe Rust of ours, and so the stable
+# compiler will do.
+FUZZ = $(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none
+
+fuzz: ## fuzz what strangers send, FUZZ_SECONDS=600 for each of FUZZ_TARGETS="request wire"
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo 'cargo-fuzz is missing: cargo install --locked cargo-fuzz'; exit 1; }
+	@python3 tests/fuzz/seed.py
+	@for target in $(FUZZ_TARGETS); do \
+		dictionary=tests/fuzz/corpus/$$target.dict; \
+		$(FUZZ) $$target -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1 \
+			$$([ -f $$dictionary ] && echo -dict=$$dictionary) || exit 1; \
+	done

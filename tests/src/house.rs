@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use testkit::process::Process;
 
 /// How long a process may take to start on a busy machine.
-const START: Duration = Duration::from_secs(60);
+pub const START: Duration = Duration::from_secs(60);
 
 /// The programs under test. Only an integration test knows their paths: see [`programs!`](crate::programs).
 #[derive(Debug, Clone, Copy)]

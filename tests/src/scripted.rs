@@ -1,15 +1,19 @@
 //! A trainer that does what the request says, for tests of everything around training.
 //!
-//! The request's `trigger_phrase` holds a JSON array of [`Act`]s, done in order; the job then completes with made-up
-//! file addresses. A request without one takes three quick steps. Example:
+//! The request's `trigger_phrase` holds a JSON array of [`Act`]s, done in order; the job then completes with an empty
+//! weights file and with the script as its configuration. A request without one takes three quick steps. Example:
 //!
 //! ```json
 //! [{"phase": "train"}, {"steps": 20, "ms": 50}, {"log": "almost"}, {"fail": "archive"}]
 //! ```
 
+use anyhow::Context as _;
+use files::Address;
+use objects::{Key, Objects};
 use serde::Deserialize;
 use spec::{Failure, FalError, File, Level, Outcome, Phase, Progress, RequestErrorKind};
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
 use worker::{Context, Job, Stop, Trainer};
 
 /// How often a wait looks at the stop flag.
@@ -91,9 +95,24 @@ pub enum Fault {
     Bug,
 }
 
+/// The smallest file in the format of weights: a header without tensors.
+const NO_WEIGHTS: &[u8] = b"\x02\0\0\0\0\0\0\0{}";
+
 /// The trainer.
-#[derive(Debug, Default)]
-pub struct ScriptedTrainer;
+pub struct ScriptedTrainer {
+    objects: Objects,
+    runtime: Runtime,
+}
+
+impl ScriptedTrainer {
+    /// A trainer that puts its jobs' files into the storage.
+    ///
+    /// # Errors
+    /// When there is no room for a runtime.
+    pub fn new(objects: Objects) -> std::io::Result<ScriptedTrainer> {
+        Ok(ScriptedTrainer { objects, runtime: tokio::runtime::Builder::new_current_thread().build()? })
+    }
+}
 
 impl Trainer for ScriptedTrainer {
     fn paths(&self) -> Vec<&'static str> {
@@ -105,7 +124,7 @@ impl Trainer for ScriptedTrainer {
             perform(&act, job, context)?;
         }
         context.phase(Phase::Publish);
-        Ok(outcome(job))
+        self.publish(job).map_err(|error| Stop::Bug(error.into()))
     }
 }
 
@@ -185,19 +204,28 @@ fn failed(fault: Fault) -> Stop {
     }
 }
 
-fn outcome(job: &Job) -> Outcome {
-    let file = |name: &str, kind: &str| File {
-        url: format!("https://files.invalid/{}/{}/{name}", job.id, job.attempt),
-        content_type: Some(kind.to_owned()),
-        file_name: Some(name.to_owned()),
-        file_size: Some(1234),
-    };
-    Outcome {
-        video: None,
-        audio: None,
-        lora_file: file("lora.safetensors", "application/octet-stream"),
-        config_file: file("config.json", "application/json"),
-        debug_dataset: None,
+impl ScriptedTrainer {
+    fn publish(&self, job: &Job) -> anyhow::Result<Outcome> {
+        let script = job.spec.trigger_phrase.as_bytes();
+        Ok(Outcome {
+            video: None,
+            audio: None,
+            lora_file: self.put(job, "lora.safetensors", "application/octet-stream", NO_WEIGHTS)?,
+            config_file: self.put(job, "config.json", "application/json", script)?,
+            debug_dataset: None,
+        })
+    }
+
+    fn put(&self, job: &Job, name: &str, kind: &str, bytes: &[u8]) -> anyhow::Result<File> {
+        let key = Key::job(job.id, job.attempt, name);
+        let stored = self.objects.put(&key, bytes.to_vec().into());
+        self.runtime.block_on(stored).with_context(|| format!("{name} cannot be stored"))?;
+        Ok(File {
+            url: Address::output(job.id, job.attempt, name).reference(),
+            content_type: Some(kind.to_owned()),
+            file_name: Some(name.to_owned()),
+            file_size: Some(bytes.len() as u64),
+        })
     }
 }
 

@@ -7,6 +7,8 @@
 import assert from "node:assert/strict";
 import { pathToFileURL } from "node:url";
 import path from "node:path";
+import { files } from "./files.mjs";
+import { webhooks } from "./webhooks.mjs";
 
 // The client lives in a cache folder outside the sources.
 const entry = path.join(process.env.CLIENT_FOLDER, "node_modules/@fal-ai/client/src/index.js");
@@ -42,6 +44,7 @@ const finished = async (requestId) => {
     await new Promise((done) => setTimeout(done, 50));
   }
 };
+const context = { fal, base, endpoint, script, finished, way: process.argv[2] };
 const error = async (promise) => promise.then((value) => assert.fail(JSON.stringify(value)), (reason) => reason);
 
 const cases = {
@@ -176,6 +179,9 @@ const cases = {
     assert.equal(reason.status, 404);
     assert.deepEqual(reason.body, { detail: "Path /av3av not found" });
   },
+
+  ...files(context),
+  ...webhooks(context),
 };
 
 let failed = 0;

@@ -17,16 +17,20 @@ import urllib.request
 import fal_client
 import fal_client.client as c
 
+import files
+import webhooks
+
+WAY = sys.argv[1]
 BASE = os.environ["KILN_URL"]
 ENDPOINT = "fal-ai/ltx23-trainer-v2/av2av"
 
-if sys.argv[1] == "constants":
+if WAY == "constants":
     c.RUN_URL_FORMAT = BASE + "/run/"
     c.QUEUE_URL_FORMAT = BASE + "/queue/"
     c.REST_URL = BASE + "/rest"
     c.CDN_URL = BASE + "/cdn"
-elif sys.argv[1] != "sitecustomize":
-    sys.exit(f"no such way: {sys.argv[1]}")
+elif WAY not in ("sitecustomize", "environment"):
+    sys.exit(f"no such way: {WAY}")
 
 
 def script(*acts):
@@ -177,7 +181,12 @@ CASES = [
     an_unknown_request_is_a_404,
     an_unknown_endpoint_is_a_404,
     the_async_client,
+    *files.data_uris(BASE, ENDPOINT, script, finished),
+    *webhooks.webhooks(BASE, ENDPOINT, script, finished),
 ]
+# With the environment's variables the client still uploads to addresses of its own.
+if WAY != "environment":
+    CASES += files.uploads(BASE, multipart=WAY == "constants")
 
 failed = 0
 for case in CASES:

@@ -8,7 +8,7 @@ CARGO ?= cargo
 NEXTEST ?= $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo 1 || echo 0)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check fmt clippy policy doc test parity bench-queue fuzz
+.PHONY: help setup check fmt clippy policy doc test parity bench-queue bench-files browser fuzz
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -45,6 +45,14 @@ parity: setup ## compare the model with the reference tensors (KILN_REFERENCE=<f
 
 bench-queue: setup ## durable submits, status reads and claims against a real server and Postgres (ARGS="--seconds 10")
 	$(CARGO) bench --locked -p kiln-tests --bench queue -- $(ARGS)
+
+browser: ## the JavaScript client in a page of headless Chromium, which it installs; no part of `make test`
+	@scripts/setup.sh chromium
+	$(CARGO) test --locked -p kiln-tests --test browser -- --nocapture
+
+bench-files: ## memory and throughput of uploads and downloads, beside nginx, which it installs (ARGS="--mib 1024 --rounds 3")
+	@scripts/setup.sh nginx-light
+	$(CARGO) bench --locked -p kiln-tests --bench files -- $(ARGS)
 
 # Seconds for each target, and which ones.
 FUZZ_SECONDS ?= 600

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what kiln needs to be built and tested: compilers, libav, PostgreSQL's programs, Node and Python
 # for the suites that run the official clients. Debian and Ubuntu; elsewhere it names what is missing.
-# Fast and silent when nothing is missing. Works as root, or through sudo.
+# Fast and silent when nothing is missing. Works as root, or through sudo. Further packages can be named as arguments:
+# what only some commands need (`make browser`, `make bench-files`).
 set -euo pipefail
 
 build_packages=(
@@ -9,7 +10,7 @@ build_packages=(
   libavcodec-dev libavformat-dev libavfilter-dev libavdevice-dev libavutil-dev
   libswscale-dev libswresample-dev libpostproc-dev
 )
-test_packages=(ffmpeg python3 python3-venv)
+test_packages=(ffmpeg python3 python3-venv "$@")
 
 have() { command -v "$1" >/dev/null 2>&1; }
 

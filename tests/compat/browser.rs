@@ -3,16 +3,18 @@
 //! No part of `make test`, because Chromium is large: `make browser` installs it. The cases are in `browser/page.mjs`,
 //! which reports to the server that the page came from.
 
-mod clients;
-
 use anyhow::{Context as _, Result, ensure};
 use axum::{
     Json, Router,
     response::Html,
     routing::{get, post},
 };
-use clients::{checked, installed};
-use kiln_tests::{house::House, programs};
+use kiln_tests::{
+    clients,
+    clients::{checked, npm_ci},
+    house::House,
+    programs,
+};
 use serde::Deserialize;
 use serde_json::json;
 use std::{process::Command, time::Duration};
@@ -55,7 +57,6 @@ async fn a_page_on_another_origin_uploads_subscribes_and_downloads() -> Result<(
     let chromium = Process::start(&mut chromium, house.folder().join("chromium.log"))?;
     let report = tokio::time::timeout(CASES, reports.recv()).await.ok().flatten();
     let report = report.with_context(|| format!("the page does not report\n{}", chromium.log_tail()))?;
-    #[expect(clippy::print_stdout, reason = "what `make browser` shows")]
     for case in &report {
         println!("{} {} ({} ms)", if case.ok { "ok  " } else { "FAIL" }, case.name, case.ms);
     }
@@ -74,13 +75,13 @@ async fn a_page_on_another_origin_uploads_subscribes_and_downloads() -> Result<(
 
 /// The page, its settings and the place that it reports to, on a port of their own; gives the address.
 async fn serve_page(settings: serde_json::Value, reported: mpsc::Sender<Vec<Case>>) -> Result<String> {
-    let folder = installed("browser", &["package.json", "package-lock.json", "page.mjs"], |folder| {
-        let mut npm = Command::new("npm");
-        checked(npm.args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(folder))?;
-        let mut esbuild = Command::new(folder.join("node_modules/.bin/esbuild"));
-        esbuild.args(["page.mjs", "--bundle", "--format=esm", "--target=es2022", "--outfile=page.js"]);
-        checked(esbuild.current_dir(folder))
-    })?;
+    let folder =
+        clients!().installed("browser", &["package.json", "package-lock.json", "page.mjs"], |folder| {
+            npm_ci(folder)?;
+            let mut esbuild = Command::new(folder.join("node_modules/.bin/esbuild"));
+            esbuild.args(["page.mjs", "--bundle", "--format=esm", "--target=es2022", "--outfile=page.js"]);
+            checked(esbuild.current_dir(folder))
+        })?;
     let script = std::fs::read_to_string(folder.join("page.js"))?;
     let report = move |body: String| async move {
         let cases = serde_json::from_str(&body).unwrap_or_default();

@@ -5,11 +5,11 @@
 //! cargo's folder for test files.
 
 mod certificate;
-mod clients;
 
 use anyhow::{Context as _, Result, ensure};
-use clients::{SUITE, checked, installed};
 use kiln_tests::{
+    clients,
+    clients::SUITE,
     house::{House, START, Server},
     programs,
 };
@@ -44,24 +44,11 @@ fn suite(command: &mut Command, way: &str, house: &House, server: &Server, base:
 }
 
 fn node() -> Result<Command> {
-    let folder = installed("js", &["package.json", "package-lock.json"], |folder| {
-        let mut npm = Command::new("npm");
-        npm.args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(folder);
-        checked(&mut npm)
-    })?;
-    let mut node = Command::new("node");
-    node.env("CLIENT_FOLDER", folder);
-    Ok(node)
+    clients!().node()
 }
 
 fn python() -> Result<Command> {
-    let folder = installed("python", &["requirements.txt"], |folder| {
-        checked(Command::new("python3").args(["-m", "venv", "venv"]).current_dir(folder))?;
-        let mut pip = Command::new(folder.join("venv/bin/pip"));
-        pip.args(["install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt"]);
-        checked(pip.current_dir(folder))
-    })?;
-    Ok(Command::new(folder.join("venv/bin/python")))
+    clients!().python()
 }
 
 fn js_suite(command: &mut Command) -> &mut Command {

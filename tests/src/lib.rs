@@ -1,5 +1,6 @@
 //! Suites over the whole service live beside this file, one binary each. Here is what several of them share: the
-//! [`scripted`] trainer and a [`house`] of real kiln processes.
+//! [`scripted`] trainer, a [`house`] of real kiln processes and the official [`clients`].
 
+pub mod clients;
 pub mod house;
 pub mod scripted;

@@ -10,7 +10,7 @@ use std::{
 /// Where the suites and the manifests of the clients are.
 pub const SUITE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/compat");
 
-/// The clients' folder. Only a test or a benchmark knows cargo's place for such files: see [`clients!`](crate::clients).
+/// The clients' folder. Only a test or a benchmark knows cargo's place for such files: see [`clients!`](macro@crate::clients).
 #[derive(Debug, Clone, Copy)]
 pub struct Clients {
     /// `CARGO_TARGET_TMPDIR`
